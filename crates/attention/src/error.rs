@@ -1,0 +1,15 @@
+//! Errors of this crate.
+
+/// What can be wrong with a call.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Shapes of the arguments do not fit together, or a slice is too short for its shape.
+    #[error("{0}")]
+    Shape(String),
+    /// A pattern's numbers make no sense.
+    #[error("{0}")]
+    Pattern(String),
+    /// The caller asked to stop (see `Options::cancel`).
+    #[error("interrupted")]
+    Cancelled,
+}

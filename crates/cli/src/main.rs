@@ -1,0 +1,2 @@
+//! The speedread command.
+fn main() {}

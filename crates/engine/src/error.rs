@@ -1,0 +1,37 @@
+//! Errors of this crate.
+
+/// The result of a fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong between a model's files and its answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written; says which.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A model file breaks its format; says where and how.
+    #[error("{path}: {what}")]
+    Format {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The model is of a kind this engine does not run.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The request cannot be carried out as asked.
+    #[error("{0}")]
+    Request(String),
+    /// From the attention crate.
+    #[error(transparent)]
+    Attention(#[from] speedread_attention::Error),
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}

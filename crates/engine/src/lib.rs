@@ -1,0 +1,4 @@
+//! Runs a decoder LLM with sparse prefill.
+pub mod error;
+
+pub use error::{Error, Result};
