@@ -91,48 +91,57 @@ impl Case {
         for (head, index) in indexes.iter().enumerate() {
             assert_eq!(report.heads[head].tiles, index.total_tiles());
             let kv_head = head / (self.heads / self.kv_heads);
-            let (mut worst, mut allowed) = (0f64, 0f64);
+            // In bf16 the weights are rounded against another maximum than the naive ones: half a step of 1.0 may come on top.
+            let in_bf16 = Some(isa) == Isa::bf16();
+            let round = if in_bf16 { |x| bf16::from_f32(x).to_f32() } else { |x| x };
+            let floor = if in_bf16 { 2e-3 } else { 1e-5 };
+            let (mut worst, mut allowed) = ((0f64, 0f64), (0f64, 0f64));
             for &row in &rows {
                 let visible = |key| index.contains(row, key);
-                let (want, want_lse) =
-                    attend_row(self.q().row(row, head), self.kv(k), self.kv(v), kv_head, self.scale(), visible);
-                let naive = naive_f32(self.q().row(row, head), self.kv(k), self.kv(v), kv_head, visible);
+                let q = self.q().row(row, head);
+                let (want, want_lse) = attend_row(q, self.kv(k), self.kv(v), kv_head, self.scale(), visible);
+                let (naive, naive_lse) = naive(q, self.kv(k), self.kv(v), kv_head, visible, round);
                 let got = &out[(row * self.heads + head) * self.dim..][..self.dim];
                 for ((got, want), naive) in got.iter().zip(&want).zip(naive) {
                     assert!(got.is_finite(), "{pattern} {isa:?} row {row} head {head}");
-                    worst = worst.max((*got as f64 - want).abs());
-                    allowed = allowed.max((naive as f64 - want).abs());
+                    worst.0 = worst.0.max((*got as f64 - want).abs());
+                    allowed.0 = allowed.0.max((naive as f64 - want).abs());
                 }
-                let got_lse = lse[head * self.rows + row] as f64;
-                assert!(
-                    (got_lse - want_lse).abs() < 1e-4,
-                    "{pattern} {isa:?} lse of row {row} head {head}: {got_lse} {want_lse}"
-                );
+                worst.1 = worst.1.max((lse[head * self.rows + row] as f64 - want_lse).abs());
+                allowed.1 = allowed.1.max((naive_lse as f64 - want_lse).abs());
             }
             // FlashAttention's rule: no more than twice the error of the naive computation in the same precision.
-            assert!(worst <= 2.0 * allowed + 1e-5, "{pattern} {isa:?} head {head}: {worst} against {allowed}");
+            assert!(worst.0 <= 2.0 * allowed.0 + floor, "{pattern} {isa:?} head {head}: {worst:?} against {allowed:?}");
+            assert!(
+                worst.1 <= 2.0 * allowed.1 + floor,
+                "{pattern} {isa:?} head {head}: lse {worst:?} against {allowed:?}"
+            );
         }
     }
 }
 
-/// Attention of one row in plain f32.
-fn naive_f32<T: Element>(
+/// Attention and log-sum-exp of one row in plain f32, the operands of both products rounded by `round`.
+fn naive<T: Element>(
     q: &[f32],
     k: Rows<'_, T>,
     v: Rows<'_, T>,
     head: usize,
     visible: impl Fn(usize) -> bool,
-) -> Vec<f32> {
-    let scale = 1.0 / (k.dim() as f32).sqrt();
+    round: fn(f32) -> f32,
+) -> (Vec<f32>, f32) {
+    // As the kernels do it: base 2, the scale folded into the query before rounding.
+    let scale = std::f32::consts::LOG2_E / (k.dim() as f32).sqrt();
     let keys: Vec<usize> = (0..k.rows()).filter(|&key| visible(key)).collect();
-    let dot = |key: usize| q.iter().zip(k.row(key, head)).map(|(a, b)| a * b.to_f32()).sum::<f32>() * scale;
+    let dot =
+        |key: usize| q.iter().zip(k.row(key, head)).map(|(a, b)| round(a * scale) * round(b.to_f32())).sum::<f32>();
     let scores: Vec<f32> = keys.iter().map(|&key| dot(key)).collect();
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
+    let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp2()).collect();
     let sum: f32 = weights.iter().sum();
-    (0..v.dim())
-        .map(|x| keys.iter().zip(&weights).map(|(&key, w)| w / sum * v.row(key, head)[x].to_f32()).sum())
-        .collect()
+    let value = |x: usize| {
+        keys.iter().zip(&weights).map(|(&key, &w)| round(w) * round(v.row(key, head)[x].to_f32())).sum::<f32>()
+    };
+    ((0..v.dim()).map(|x| value(x) / sum).collect(), (max + sum.log2()) * std::f32::consts::LN_2)
 }
 
 fn patterns() -> impl Strategy<Value = Pattern> {
@@ -165,6 +174,7 @@ proptest! {
     ) {
         let case = Case::new(rows, start, kv_heads, group, dim, seed);
         for isa in Isa::available() {
+            // Every instruction set must find its own index: in bf16 the estimate may choose other lines.
             match element {
                 0 => case.check(&case.k, &case.v, pattern, isa, fallback),
                 1 => {

@@ -4,6 +4,8 @@ pub(crate) mod decode;
 pub(crate) mod panel;
 pub(crate) mod prefill;
 pub mod simd;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod tiles;
 
 pub use simd::Isa;
 

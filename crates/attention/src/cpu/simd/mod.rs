@@ -69,6 +69,9 @@ pub(crate) trait Simd {
 /// The instruction sets the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
+    /// AMX tiles: products in bf16, the rest in f32 on AVX-512.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
     /// 16 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -83,9 +86,10 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Those this chip can run, best first.
+    /// Those this chip can run, fastest first.
     pub fn available() -> Vec<Isa> {
         let mut all = vec![];
+        all.extend(Self::bf16());
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
@@ -101,15 +105,38 @@ impl Isa {
         all
     }
 
-    /// The best one this chip can run.
+    /// The fastest one that computes in f32 throughout.
     pub fn detect() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available()[0])
+        *BEST.get_or_init(|| {
+            let bf16 = Self::bf16();
+            *Self::available().iter().find(|&&isa| Some(isa) != bf16).expect("the portable one always runs")
+        })
+    }
+
+    /// One whose products are in bf16, if this chip has such a thing: several times faster than f32.
+    pub fn bf16() -> Option<Isa> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if crate::cpu::tiles::available() {
+            return Some(Isa::Amx);
+        }
+        None
+    }
+
+    /// Lanes that panels of this instruction set come in.
+    pub(crate) fn lane_block(self) -> usize {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => 32,
+            _ => 16,
+        }
     }
 
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => "AMX",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "AVX-512",
             #[cfg(target_arch = "x86_64")]
@@ -144,7 +171,10 @@ macro_rules! with_simd {
                 unsafe { body::<$crate::cpu::simd::Avx2>($($arg),*) }
             }
             match isa {
-                // SAFETY: `Isa` values come from `Isa::available`, which asked the chip.
+                // SAFETY: `Isa` values come from `Isa::available`, which asked the chip; AMX comes with AVX-512.
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                Isa::Amx => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
