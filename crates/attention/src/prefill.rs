@@ -1,11 +1,14 @@
 //! The entry points: attention of a prompt (or a chunk of it), and of one decoded token.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
 use crate::cost;
+use crate::cpu::cache::Cache;
+use crate::cpu::prefill::Call;
 use crate::cpu::{self, Isa, TILE};
 use crate::estimate::estimate;
 use crate::index::SparseIndex;
@@ -22,8 +25,14 @@ pub struct Options<'a> {
     pub audit: Option<Audit>,
     /// Set to stop early; the call then returns [`Error::Cancelled`] and what it wrote is incomplete.
     pub cancel: Option<&'a AtomicBool>,
-    /// Instruction set to use; `None` = the best there is.
+    /// Instruction set to use; `None` = the fastest that computes in f32 ([`Isa::detect`]). See [`Isa::bf16`] for a faster one.
     pub isa: Option<Isa>,
+}
+
+impl Options<'_> {
+    fn isa(&self) -> Isa {
+        self.isa.unwrap_or_else(Isa::detect)
+    }
 }
 
 impl Default for Options<'_> {
@@ -84,8 +93,9 @@ pub fn build_indexes<T: Element>(
     patterns: &[Pattern],
     options: &Options<'_>,
 ) -> Result<Vec<SparseIndex>, Error> {
-    let (plan, _) = plan(q, k, patterns, options)?;
-    Ok(plan.into_iter().map(|(_, index)| index).collect())
+    check(q, k, patterns)?;
+    let call = Call::new(q, Cache::pack(options.isa(), k, k, 0..k.heads()), options);
+    Ok(plan(&call, patterns, 0..q.heads(), options).into_iter().map(|(_, index)| index).collect())
 }
 
 /// Causal attention of the last `q.rows()` positions of a sequence of `k.rows()` positions.
@@ -122,34 +132,41 @@ pub fn prefill<T: Element>(
     if let Some(lse) = lse.as_ref().filter(|lse| lse.len() != wanted) {
         return Err(Error::Shape(format!("the log-sum-exp has {} elements, {wanted} are needed", lse.len())));
     }
-    let (plan, index_seconds) = plan(q, k, patterns, options)?;
-    let (ran, indexes): (Vec<Pattern>, Vec<SparseIndex>) = plan.into_iter().unzip();
-
-    let began = Instant::now();
+    check(q, k, patterns)?;
+    let mut out = out;
     let mut own_lse = vec![];
     let lse = lse.unwrap_or_else(|| {
         own_lse.resize(wanted, 0.0);
         &mut own_lse
     });
-    let isa = options.isa.unwrap_or_else(Isa::detect);
-    let scale = scale(options, q.dim());
-    cpu::prefill::attend(isa, q, k, v, &indexes, scale, out, lse, options.cancel)?;
-    let attention_seconds = began.elapsed().as_secs_f64();
 
-    let heads = (0..q.heads())
-        .into_par_iter()
-        .map(|head| HeadReport {
-            pattern: ran[head],
-            tiles: indexes[head].total_tiles(),
-            dense_tiles: indexes[head].total_dense_tiles(),
-            recall: options.audit.map(|audit| {
-                let rows = sampled_rows(q.rows(), audit.rows);
-                let dense = cpu::prefill::dense_lse(isa, q, k, head, scale, &rows);
-                recall(rows.iter().map(|&r| lse[head * q.rows() + r]).zip(dense))
-            }),
-        })
-        .collect();
-    Ok(Report { heads, index_seconds, attention_seconds })
+    // Key/value heads are taken a few at a time, enough to give every thread a query head: packed forms stay small and warm.
+    let group = q.heads() / k.heads();
+    let batch = rayon::current_num_threads().div_ceil(group).min(k.heads());
+    let mut report = Report { heads: vec![], index_seconds: 0.0, attention_seconds: 0.0 };
+    for kv_heads in (0..k.heads()).step_by(batch).map(|h| h..(h + batch).min(k.heads())) {
+        let began = Instant::now();
+        let heads = kv_heads.start * group..kv_heads.end * group;
+        let first = heads.start;
+        let call = Call::new(q, Cache::pack(options.isa(), k, v, kv_heads), options);
+        let (ran, indexes): (Vec<_>, Vec<_>) = plan(&call, patterns, heads.clone(), options).into_iter().unzip();
+        report.index_seconds += began.elapsed().as_secs_f64();
+
+        let began = Instant::now();
+        cpu::prefill::attend(&call, first, &indexes, &mut out, lse)?;
+        report.attention_seconds += began.elapsed().as_secs_f64();
+
+        report.heads.par_extend(heads.into_par_iter().map(|head| {
+            let i = head - first;
+            HeadReport {
+                pattern: ran[i],
+                tiles: indexes[i].total_tiles(),
+                dense_tiles: indexes[i].total_dense_tiles(),
+                recall: options.audit.map(|audit| recall(&call, head, audit, lse)),
+            }
+        }));
+    }
+    Ok(report)
 }
 
 /// Attention of one new token over the whole cache: `q` and `out` are `[query heads][dim]`, `k` and `v` `[kv_len, kv heads, dim]`.
@@ -179,10 +196,6 @@ pub fn decode<T: Element>(
     Ok(())
 }
 
-fn scale(options: &Options<'_>, dim: usize) -> f32 {
-    options.scale.unwrap_or(1.0 / (dim as f32).sqrt())
-}
-
 fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Error> {
     if (k.rows(), k.heads(), k.dim()) == (v.rows(), v.heads(), v.dim()) {
         return Ok(());
@@ -198,13 +211,7 @@ fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Error> {
     )))
 }
 
-/// Pattern that runs and index of every query head, and the seconds it took.
-fn plan<T: Element>(
-    q: Rows<'_, f32>,
-    k: Rows<'_, T>,
-    patterns: &[Pattern],
-    options: &Options<'_>,
-) -> Result<(Vec<(Pattern, SparseIndex)>, f64), Error> {
+fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern]) -> Result<(), Error> {
     if q.dim() != k.dim() || !q.heads().is_multiple_of(k.heads()) || q.rows() > k.rows() {
         return Err(Error::Shape(format!(
             "queries of {} rows x {} heads x {} do not fit keys of {} rows x {} heads x {}: head dims must be equal, query heads a \
@@ -220,27 +227,40 @@ fn plan<T: Element>(
     if patterns.len() != q.heads() {
         return Err(Error::Shape(format!("{} patterns for {} query heads", patterns.len(), q.heads())));
     }
-    patterns.iter().try_for_each(Pattern::validate)?;
-    let began = Instant::now();
-    let isa = options.isa.unwrap_or_else(Isa::detect);
-    let scale = scale(options, q.dim());
+    patterns.iter().try_for_each(Pattern::validate)
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    fn new(q: Rows<'a, f32>, cache: Cache<'a, T>, options: &Options<'a>) -> Self {
+        let scale = options.scale.unwrap_or(1.0 / (q.dim() as f32).sqrt());
+        Call { isa: options.isa(), q, scale, cache, cancel: options.cancel }
+    }
+}
+
+/// Pattern that runs and index of each of the query heads `heads`.
+fn plan<T: Element>(
+    call: &Call<'_, T>,
+    patterns: &[Pattern],
+    heads: Range<usize>,
+    options: &Options<'_>,
+) -> Vec<(Pattern, SparseIndex)> {
+    let (q, k) = (call.q, call.cache.k);
     let dense = SparseIndex::dense(k.rows() - q.rows(), q.rows(), TILE);
-    let plan = (0..q.heads())
+    heads
         .into_par_iter()
         .map(|head| {
             let pattern = patterns[head];
             if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, &dense)) {
                 return (Pattern::Dense, dense.clone());
             }
-            let index = estimate(isa, pattern, q, k, head, scale);
+            let index = estimate(call.isa, pattern, q, &call.cache, head, call.scale);
             if options.dense_fallback && !cost::wins(&index, &dense) {
                 (Pattern::Dense, dense.clone())
             } else {
                 (pattern, index)
             }
         })
-        .collect();
-    Ok((plan, began.elapsed().as_secs_f64()))
+        .collect()
 }
 
 /// `count` rows of `rows`, evenly spread, ascending, the last one among them.
@@ -249,8 +269,12 @@ fn sampled_rows(rows: usize, count: usize) -> Vec<usize> {
     (1..=count).map(|i| (i as u128 * rows as u128 / count as u128) as usize - 1).collect()
 }
 
-fn recall(pairs: impl Iterator<Item = (f32, f32)>) -> Recall {
-    let each: Vec<f64> = pairs.map(|(sparse, dense)| (sparse as f64 - dense as f64).exp()).collect();
+/// Recall of the audited rows of a head, whose log-sum-exp is in `lse`.
+fn recall<T: Element>(call: &Call<'_, T>, head: usize, audit: Audit, lse: &[f32]) -> Recall {
+    let rows = sampled_rows(call.q.rows(), audit.rows);
+    let dense = cpu::prefill::dense_lse(call, head, &rows);
+    let sparse = rows.iter().map(|&row| lse[head * call.q.rows() + row]);
+    let each: Vec<f64> = sparse.zip(dense).map(|(sparse, dense)| (sparse as f64 - dense as f64).exp()).collect();
     Recall {
         mean: each.iter().sum::<f64>() / each.len() as f64,
         min: each.iter().copied().fold(f64::INFINITY, f64::min),

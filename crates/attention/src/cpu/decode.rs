@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Isa;
+use super::cache::{Cache, Keys};
 use super::panel::{KEYS, Panel};
 use crate::{Element, Rows};
 
@@ -14,6 +15,7 @@ pub(crate) fn attend<T: Element>(isa: Isa, q: &[f32], k: Rows<'_, T>, v: Rows<'_
     let (dim, len) = (k.dim(), k.rows());
     let group = q.len() / dim / k.heads();
     let splits = len.div_ceil(SPLIT);
+    let cache = Cache::unpacked(k, v);
     let tasks: Vec<(usize, usize)> = (0..k.heads()).flat_map(|h| (0..splits).map(move |s| (h, s))).collect();
     // Per (kv head, split): outputs and log-sum-exps of the group's heads.
     let parts: Vec<(Vec<f32>, Vec<f32>)> = tasks
@@ -25,12 +27,7 @@ pub(crate) fn attend<T: Element>(isa: Isa, q: &[f32], k: Rows<'_, T>, v: Rows<'_
                 panel.set_queries(heads.chunks_exact(dim).map(|row| (len - 1, row)), scale);
                 let end = ((split + 1) * SPLIT).min(len);
                 for first in (split * SPLIT..end).step_by(KEYS) {
-                    let keys = first..(first + KEYS).min(end);
-                    panel.load_keys(k, kv_head, keys.clone());
-                    panel.load_values(v, kv_head, keys);
-                    panel.score(None);
-                    panel.softmax();
-                    panel.accumulate();
+                    panel.step(&cache, kv_head, &Keys::Run(first..(first + KEYS).min(end)), None);
                 }
                 let mut o = vec![0.0; group * dim];
                 o.chunks_exact_mut(dim).enumerate().for_each(|(lane, o)| panel.write_output(lane, o));

@@ -1,5 +1,6 @@
 //! The CPU kernel over [`SparseIndex`](crate::SparseIndex): tiled online softmax, one body for every instruction set.
 
+pub(crate) mod cache;
 pub(crate) mod decode;
 pub(crate) mod panel;
 pub(crate) mod prefill;

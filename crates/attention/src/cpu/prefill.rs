@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
+use super::cache::{Cache, Keys};
 use super::panel::{KEYS, Panel};
 use super::{Isa, TILE};
 use crate::index::SparseIndex;
@@ -26,36 +27,41 @@ impl Shared {
     }
 }
 
-/// Computes output and log-sum-exp of every head over its index. `lse` is `[query heads][rows]`.
-#[allow(clippy::too_many_arguments)]
+/// What all tasks of a call share.
+pub(crate) struct Call<'a, T> {
+    pub isa: Isa,
+    pub q: Rows<'a, f32>,
+    pub scale: f32,
+    pub cache: Cache<'a, T>,
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Computes output and log-sum-exp of the query heads `first_head ..`, one an index. `lse` is `[query heads][rows]`.
 pub(crate) fn attend<T: Element>(
-    isa: Isa,
-    q: Rows<'_, f32>,
-    k: Rows<'_, T>,
-    v: Rows<'_, T>,
+    call: &Call<'_, T>,
+    first_head: usize,
     indexes: &[SparseIndex],
-    scale: f32,
-    out: RowsMut<'_, f32>,
+    out: &mut RowsMut<'_, f32>,
     lse: &mut [f32],
-    cancel: Option<&AtomicBool>,
 ) -> Result<(), Error> {
-    let group = q.heads() / k.heads();
+    let q = call.q;
     let rows = q.rows();
     assert_eq!(lse.len(), q.heads() * rows);
     // The last query tile visits the most keys: it starts first, so that no thread is left alone with it at the end.
     let tiles = rows.div_ceil(TILE.queries);
-    let tasks: Vec<(usize, usize)> = (0..tiles).rev().flat_map(|tile| (0..q.heads()).map(move |h| (h, tile))).collect();
+    let tasks: Vec<(usize, usize)> =
+        (0..tiles).rev().flat_map(|tile| (0..indexes.len()).map(move |i| (i, tile))).collect();
     let (row_stride, head_stride, dim) = (out.row_stride, out.head_stride, out.dim);
     let out = Shared(out.data.as_mut_ptr());
     let lse = Shared(lse.as_mut_ptr());
-    let stopped = || cancel.is_some_and(|c| c.load(Ordering::Relaxed));
-    let scratch = || (Panel::new(isa, TILE.queries, q.dim()), Vec::new());
-    tasks.par_iter().with_max_len(1).for_each_init(scratch, |(panel, columns), &(head, tile)| {
+    let stopped = || call.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
+    let scratch = || (Panel::new(call.isa, TILE.queries, q.dim()), Vec::new());
+    tasks.par_iter().with_max_len(1).for_each_init(scratch, |(panel, columns), &(i, tile)| {
         if stopped() {
             return;
         }
-        let index = &indexes[head];
-        attend_tile(panel, columns, q, k, v, index, tile, head, head / group, scale);
+        let head = first_head + i;
+        attend_tile(call, panel, columns, &indexes[i], tile, head);
         let first = tile * TILE.queries;
         for (lane, row) in (first..(first + TILE.queries).min(rows)).enumerate() {
             // SAFETY: row `row` of head `head` belongs to this task alone; `RowsMut` checked the bounds and that rows do not overlap.
@@ -69,59 +75,41 @@ pub(crate) fn attend<T: Element>(
 }
 
 /// Leaves output and log-sum-exp of query tile `tile` in `panel`.
-#[allow(clippy::too_many_arguments)]
 fn attend_tile<T: Element>(
+    call: &Call<'_, T>,
     panel: &mut Panel,
     columns: &mut Vec<usize>,
-    q: Rows<'_, f32>,
-    k: Rows<'_, T>,
-    v: Rows<'_, T>,
     index: &SparseIndex,
     tile: usize,
     head: usize,
-    kv_head: usize,
-    scale: f32,
 ) {
+    let kv_head = head / (call.q.heads() / call.cache.k.heads());
     let positions = index.positions(tile);
     let m0 = positions.start;
-    panel.set_queries(positions.map(|p| (p, q.row(p - index.start(), head))), scale);
+    panel.set_queries(positions.map(|p| (p, call.q.row(p - index.start(), head))), call.scale);
     for span in index.spans(tile) {
-        panel.load_keys(k, kv_head, span.clone());
-        panel.load_values(v, kv_head, span.clone());
-        panel.score((span.end > m0 + 1).then_some(span.start));
-        panel.softmax();
-        panel.accumulate();
+        let first = (span.end > m0 + 1).then_some(span.start);
+        panel.step(&call.cache, kv_head, &Keys::Run(span), first);
     }
     columns.clear();
     index.live_columns(tile, columns);
     for keys in columns.chunks(KEYS) {
-        panel.load_keys(k, kv_head, keys.iter().copied());
-        panel.load_values(v, kv_head, keys.iter().copied());
-        panel.score(None);
-        panel.softmax();
-        panel.accumulate();
+        panel.step(&call.cache, kv_head, &Keys::List(keys), None);
     }
 }
 
 /// Log-sum-exp over all keys of the given query rows of a head (ascending): what dense attention would have summed.
-pub(crate) fn dense_lse<T: Element>(
-    isa: Isa,
-    q: Rows<'_, f32>,
-    k: Rows<'_, T>,
-    head: usize,
-    scale: f32,
-    rows: &[usize],
-) -> Vec<f32> {
+pub(crate) fn dense_lse<T: Element>(call: &Call<'_, T>, head: usize, rows: &[usize]) -> Vec<f32> {
+    let (q, k) = (call.q, call.cache.k);
     let start = k.rows() - q.rows();
     let kv_head = head / (q.heads() / k.heads());
     let mut all = Vec::with_capacity(rows.len());
-    let mut panel = Panel::new(isa, TILE.queries, q.dim());
+    let mut panel = Panel::new(call.isa, TILE.queries, q.dim());
     for rows in rows.chunks(TILE.queries) {
-        panel.set_queries(rows.iter().map(|&r| (start + r, q.row(r, head))), scale);
+        panel.set_queries(rows.iter().map(|&r| (start + r, q.row(r, head))), call.scale);
         let end = start + rows[rows.len() - 1] + 1;
         for first in (0..end).step_by(KEYS) {
-            panel.load_keys(k, kv_head, first..(first + KEYS).min(end));
-            panel.score(Some(first));
+            panel.score(&call.cache, kv_head, &Keys::Run(first..(first + KEYS).min(end)), Some(first));
             panel.softmax();
         }
         all.extend((0..rows.len()).map(|lane| panel.lse(lane)));

@@ -115,18 +115,20 @@ impl Tiles {
         Self { _not_send: std::marker::PhantomData }
     }
 
-    /// `out[32, 32] = start[32, 32] + x Wᵀ` over `steps` steps of 32 along the inner dimension. Line `r` of a step of `x` holds 32 values of
-    /// row `r`; lines `p` and `16 + p` of a step of `w` hold the values `2p` and `2p + 1` of each of 16 columns. Strides are in values;
+    /// `out[32, 32] = start[32, 32] + x Wᵀ` over `steps` steps of 32 along the inner dimension.
+    ///
+    /// Line `r` of a step of `x` holds 32 values of row `r`; `x` says how far apart rows and steps are. Lines `p` and `16 + p` of a step of
+    /// `w`, which is packed, hold the values `2p` and `2p + 1` of each of 16 columns. Strides of `start` and `out` are in values;
     /// stride 0 repeats one row.
     ///
     /// # Safety
     ///
-    /// `x` and `w` point to `steps * STEP_LINES` lines, `start` and `out` to 32 rows of 32 values at their strides; `out` is not
+    /// `x` and `w` are valid for `steps` steps, `start` and `out` point to 32 rows of 32 values at their strides; `out` is not
     /// read or written by another thread meanwhile. `start` may equal `out`.
     #[expect(clippy::too_many_arguments)]
     pub unsafe fn block(
         &self,
-        x: *const Line,
+        x: Operand,
         w: *const Line,
         steps: usize,
         start: *const f32,
@@ -148,13 +150,14 @@ impl Tiles {
                 "jz 3f",
                 ".p2align 5",
                 "2:",
-                "tileloadd tmm4, [{x} + {line}]",
+                "tileloadd tmm4, [{x} + {row}]",
                 "tileloadd tmm6, [{w} + {line}]",
                 "tileloadd tmm7, [{w} + {line} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x} + {line} + 1024]",
+                "tileloadd tmm5, [{x_low} + {row}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {x}, 2048",
+                "add {x}, {step}",
+                "add {x_low}, {step}",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "add {w}, 2048",
                 "tdpbf16ps tmm3, tmm5, tmm7",
@@ -165,7 +168,10 @@ impl Tiles {
                 "tilestored [{out} + {out_bytes} + 64], tmm1",
                 "tilestored [{out_low} + {out_bytes}], tmm2",
                 "tilestored [{out_low} + {out_bytes} + 64], tmm3",
-                x = inout(reg) x => _,
+                x = inout(reg) x.first => _,
+                x_low = inout(reg) x.first.add(16 * x.row) => _,
+                row = in(reg) 2 * x.row,
+                step = in(reg) 2 * x.step,
                 w = inout(reg) w => _,
                 steps = inout(reg) steps => _,
                 line = in(reg) 64usize,
@@ -180,6 +186,24 @@ impl Tiles {
                 options(nostack),
             );
         }
+    }
+}
+
+/// A left operand: 32 rows of bf16 values, in steps of 32 values.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand {
+    /// First value of row 0.
+    pub first: *const u16,
+    /// Values from a row to the next.
+    pub row: usize,
+    /// Values from a step to the next.
+    pub step: usize,
+}
+
+impl Operand {
+    /// Rows in packed lines, a step's 32 lines after another's.
+    pub fn packed(lines: *const Line) -> Self {
+        Operand { first: lines.cast(), row: STEP, step: STEP * STEP_LINES }
     }
 }
 

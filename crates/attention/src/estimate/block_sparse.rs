@@ -2,6 +2,7 @@
 //!
 //! Unlike the original, the query tile's own key tile and the first tile are always kept: a row never loses its own position.
 
+use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::panel::{KEYS, Panel};
 use crate::cpu::{Isa, TILE};
 use crate::index::{BlockLists, SparseIndex};
@@ -22,6 +23,7 @@ pub(super) fn choose<T: Element>(
     let pooled_k = pool(k.rows(), TILE.keys, dim, |row, to| T::widen(k.row(row, kv_head), to));
     let key_tiles = k.rows().div_ceil(TILE.keys);
     let keys = Rows::contiguous(&pooled_k, key_tiles, 1, dim).expect("the pooled keys fill their shape");
+    let keys = Cache::unpacked(keys, keys);
 
     let mut lists = BlockLists { begin: vec![0], tiles: vec![] };
     let mut panel = Panel::new(isa, TILE.queries, dim);
@@ -32,8 +34,7 @@ pub(super) fn choose<T: Element>(
         // The scale does not change which scores are largest.
         panel.set_queries((first_tile..first_tile + lanes).map(|t| (t, &pooled_q[t * dim..(t + 1) * dim])), 1.0);
         for base in (0..key_tiles).step_by(KEYS) {
-            panel.load_keys(keys, 0, base..(base + KEYS).min(key_tiles));
-            panel.score(None);
+            panel.score(&keys, 0, &Keys::Run(base..(base + KEYS).min(key_tiles)), None);
             for (i, row) in panel.scores().chunks_exact(width).enumerate() {
                 for (lane, &score) in row[..lanes].iter().enumerate() {
                     scores[lane * key_tiles + base + i] = score;

@@ -1,5 +1,6 @@
 //! Where the attention mass of the prompt's last queries lies: per column and per diagonal (MInference, algorithm 2).
 
+use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::panel::{KEYS, Panel};
 use crate::cpu::{Isa, TILE};
 use crate::{Element, Rows};
@@ -21,22 +22,22 @@ impl LastQueryMass {
     pub(crate) fn measure<T: Element>(
         isa: Isa,
         q: Rows<'_, f32>,
-        k: Rows<'_, T>,
+        cache: &Cache<'_, T>,
         head: usize,
         scale: f32,
         last: usize,
     ) -> Self {
         let queries = last.min(q.rows()).min(TILE.queries);
-        let (len, first_row) = (k.rows(), q.rows() - queries);
+        let (len, first_row) = (cache.k.rows(), q.rows() - queries);
         let start = len - q.rows();
         let first = start + first_row;
-        let kv_head = head / (q.heads() / k.heads());
+        let kv_head = head / (q.heads() / cache.k.heads());
         let mut panel = Panel::new(isa, TILE.queries, q.dim());
         panel.set_queries((first_row..q.rows()).map(|r| (start + r, q.row(r, head))), scale);
         let score = |panel: &mut Panel, base: usize| {
             let keys = base..(base + KEYS).min(len);
-            panel.load_keys(k, kv_head, keys.clone());
-            panel.score((keys.end > first + 1).then_some(base));
+            let diagonal = (keys.end > first + 1).then_some(base);
+            panel.score(cache, kv_head, &Keys::Run(keys.clone()), diagonal);
             keys
         };
         for base in (0..len).step_by(KEYS) {

@@ -5,6 +5,7 @@ mod block_sparse;
 pub(crate) mod last_queries;
 mod vertical_slash;
 
+use crate::cpu::cache::Cache;
 use crate::cpu::{Isa, TILE};
 use crate::index::SparseIndex;
 use crate::{Element, Pattern, Rows};
@@ -17,20 +18,20 @@ pub(crate) fn estimate<T: Element>(
     isa: Isa,
     pattern: Pattern,
     q: Rows<'_, f32>,
-    k: Rows<'_, T>,
+    cache: &Cache<'_, T>,
     head: usize,
     scale: f32,
 ) -> SparseIndex {
-    let (rows, start) = (q.rows(), k.rows() - q.rows());
+    let (rows, start) = (q.rows(), cache.k.rows() - q.rows());
     match pattern {
         Pattern::Dense => SparseIndex::dense(start, rows, TILE),
         Pattern::AShape { sink, local } => a_shape(start, rows, sink, local),
         Pattern::TriShape { sink, local, last } => a_shape(start, rows, sink, local).with_dense_tail(last),
         Pattern::VerticalSlash { vertical, slash, budget } => {
-            let mass = LastQueryMass::measure(isa, q, k, head, scale, LAST_QUERIES);
+            let mass = LastQueryMass::measure(isa, q, cache, head, scale, LAST_QUERIES);
             vertical_slash::choose(&mass, start, rows, vertical, slash, budget)
         }
-        Pattern::BlockSparse { blocks } => block_sparse::choose(isa, q, k, head, blocks),
+        Pattern::BlockSparse { blocks } => block_sparse::choose(isa, q, cache.k, head, blocks),
     }
 }
 

@@ -6,8 +6,11 @@
 
 use std::arch::x86_64::*;
 
+use rayon::prelude::*;
+
 use super::KEYS;
-use crate::cpu::tiles::{Line, STEP, STEP_LINES, Tiles, available};
+use crate::cpu::cache::{Cache, Keys};
+use crate::cpu::tiles::{Line, Operand, STEP, STEP_LINES, Tiles, available};
 use crate::{Element, Rows};
 
 /// Rows and columns of a product block.
@@ -17,21 +20,17 @@ const BLOCK: usize = 32;
 pub(super) struct Operands {
     tiles: Tiles,
     width: usize,
-    dim: usize,
     /// Steps along the head dim.
     steps: usize,
     /// Lanes: `[lane block][dim step][tile, pair]`.
     q: Vec<Line>,
-    /// Keys: `[key block][dim step][key]`.
-    k: Vec<Line>,
-    /// Values, transposed: `[dim block][key step][x]`.
-    v: Vec<Line>,
+    /// Gathered keys: `[key][dim]`.
+    k: Vec<u16>,
+    /// Gathered values, transposed: `[dim][key]`.
+    v: Vec<u16>,
     /// Weights: `[lane block][key step][tile, pair]`.
     p: Vec<Line>,
-    /// Rows converted to f32: one key, or two values.
-    rows: [Vec<f32>; 2],
-    /// Values of 16 pairs of keys, by blocks of 16 along the head dim.
-    pairs: Vec<[[u32; 16]; 16]>,
+    scratch: Scratch,
 }
 
 impl Operands {
@@ -43,14 +42,13 @@ impl Operands {
             // SAFETY: just checked; a thread makes one panel at a time, and every panel configures its tiles alike.
             tiles: unsafe { Tiles::configure() },
             width,
-            dim,
+
             steps,
             q: lines(width / BLOCK, steps),
-            k: lines(KEYS / BLOCK, steps),
-            v: lines(steps * STEP / BLOCK, KEYS / STEP),
+            k: vec![0; KEYS * steps * STEP],
+            v: vec![0; KEYS * steps * STEP],
             p: lines(width / BLOCK, KEYS / STEP),
-            rows: [vec![0.0; steps * STEP], vec![0.0; steps * STEP]],
-            pairs: vec![[[0; 16]; 16]; steps * STEP / 16],
+            scratch: Scratch::new(dim),
         }
     }
 
@@ -70,81 +68,200 @@ impl Operands {
         }
     }
 
-    pub fn load_keys<T: Element>(&mut self, k: Rows<'_, T>, head: usize, keys: impl ExactSizeIterator<Item = usize>) {
-        for (i, key) in keys.enumerate() {
-            T::widen(k.row(key, head), &mut self.rows[0][..self.dim]);
-            let first = i / BLOCK * self.steps * STEP_LINES + i % BLOCK;
-            for (step, values) in self.rows[0].chunks_exact(STEP).enumerate() {
-                // SAFETY: `available` checked the instruction sets.
-                self.k[first + step * STEP_LINES] = unsafe { round(values) };
-            }
-        }
-    }
-
-    pub fn load_values<T: Element>(&mut self, v: Rows<'_, T>, head: usize, keys: impl ExactSizeIterator<Item = usize>) {
-        let mut transposed = [[0u32; 16]; 16];
-        let steps = keys.len().div_ceil(STEP);
-        let mut keys = keys.fuse();
-        for key_step in 0..steps {
-            for pair in 0..16 {
-                for row in &mut self.rows {
-                    match keys.next() {
-                        Some(key) => T::widen(v.row(key, head), &mut row[..self.dim]),
-                        None => row.fill(0.0),
-                    }
-                }
-                for (x, block) in self.pairs.iter_mut().enumerate() {
-                    // SAFETY: `available` checked the instruction sets.
-                    block[pair] = unsafe { pair_up(&self.rows[0][16 * x..], &self.rows[1][16 * x..]) };
-                }
-            }
-            for (i, block) in self.pairs.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { transpose(block, &mut transposed) };
-                let x = 16 * i;
-                let first = (x / BLOCK * (KEYS / STEP) + key_step) * STEP_LINES + x % BLOCK;
-                for (line, row) in self.v[first..first + 16].iter_mut().zip(&transposed) {
-                    // SAFETY: both are 64 bytes of plain integers.
-                    line.0 = unsafe { std::mem::transmute::<[u32; 16], [u16; 32]>(*row) };
-                }
-            }
-        }
-    }
-
-    /// `s[key][lane]` of `count` keys.
-    pub fn scores(&mut self, count: usize, s: &mut [f32]) {
+    /// `s[key][lane]` of the keys.
+    pub fn scores<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>, s: &mut [f32]) {
         assert!(s.len() >= KEYS * self.width);
         static ZERO: [f32; BLOCK] = [0.0; BLOCK];
-        let lines = self.steps * STEP_LINES;
-        for (keys, k) in self.k.chunks_exact(lines).enumerate().take(count.div_ceil(BLOCK)) {
-            for (lanes, q) in self.q.chunks_exact(lines).enumerate() {
-                let out = &mut s[keys * BLOCK * self.width + lanes * BLOCK..];
-                // SAFETY: both operands hold `steps` steps; `out` holds 32 rows of 32 at stride `width`; the start is one row of zeros.
-                unsafe {
-                    self.tiles.block(k.as_ptr(), q.as_ptr(), self.steps, ZERO.as_ptr(), 0, out.as_mut_ptr(), self.width)
-                };
+        let row = self.padded_dim();
+        let k = match (keys, cache.packed(head)) {
+            (Keys::Run(run), Some(packed)) => packed.keys(run.start),
+            _ => {
+                keys.for_each(|i, key| {
+                    self.scratch.round_row(cache.k.row(key, head), &mut self.k[i * row..(i + 1) * row])
+                });
+                &self.k
+            }
+        };
+        // Rows past the last key are computed too, and not looked at.
+        let blocks = keys.len().div_ceil(BLOCK);
+        assert!(k.len() >= blocks * BLOCK * row);
+        for (lanes, q) in self.q.chunks_exact(self.steps * STEP_LINES).enumerate() {
+            for block in 0..blocks {
+                let x = Operand { first: k[block * BLOCK * row..].as_ptr(), row, step: STEP };
+                let out = &mut s[block * BLOCK * self.width + lanes * BLOCK..];
+                // SAFETY: `x` holds 32 rows of `steps` steps, just checked; `q` holds `steps` steps; `out` holds 32 rows of 32 at stride
+                // `width`; the start is one row of zeros.
+                unsafe { self.tiles.block(x, q.as_ptr(), self.steps, ZERO.as_ptr(), 0, out.as_mut_ptr(), self.width) };
             }
         }
     }
 
     /// `o[x][lane] = o[x][lane] * alpha[lane] + sum_key v[key][x] * s[key][lane]`.
-    pub fn accumulate(&mut self, count: usize, s: &[f32], alpha: &[f32], o: &mut [f32]) {
-        let steps = count.div_ceil(STEP);
+    pub fn accumulate<T: Element>(
+        &mut self,
+        cache: &Cache<'_, T>,
+        head: usize,
+        keys: &Keys<'_>,
+        s: &[f32],
+        alpha: &[f32],
+        o: &mut [f32],
+    ) {
+        let steps = keys.len().div_ceil(STEP);
+        let (v, row) = match (keys, cache.packed(head)) {
+            (Keys::Run(run), Some(packed)) => packed.values(run.start),
+            (keys, _) => {
+                for step in 0..steps {
+                    let rows = (step * STEP..(step + 1) * STEP).map(|i| match keys {
+                        Keys::Run(run) => (i < run.len()).then(|| run.start + i),
+                        Keys::List(list) => list.get(i).copied(),
+                    });
+                    let rows = rows.map(|key| key.map(|key| cache.v.row(key, head)));
+                    self.scratch
+                        .transpose_rows(rows, |x, line| self.v[x * KEYS + step * STEP..][..STEP].copy_from_slice(line));
+                }
+                (&self.v[..], KEYS)
+            }
+        };
+        assert!(v.len() >= (self.padded_dim() - 1) * row + steps * STEP && o.len() >= self.padded_dim() * self.width);
         // SAFETY: `available` checked the instruction sets.
         unsafe {
-            pack_weights(&mut self.p, s, count, self.width);
+            pack_weights(&mut self.p, s, keys.len(), self.width);
             // The maximum seldom moves after the first steps.
             if alpha.iter().any(|&a| a != 1.0) {
                 rescale(o, alpha);
             }
         }
-        for (xs, v) in self.v.chunks_exact(KEYS / STEP * STEP_LINES).enumerate() {
+        for xs in (0..self.padded_dim()).step_by(BLOCK) {
+            let x = Operand { first: v[xs * row..].as_ptr(), row, step: STEP };
             for (lanes, p) in self.p.chunks_exact(KEYS / STEP * STEP_LINES).enumerate() {
-                let out = &mut o[xs * BLOCK * self.width + lanes * BLOCK..];
-                assert!(out.len() > (BLOCK - 1) * self.width);
-                let out = out.as_mut_ptr();
-                // SAFETY: both operands hold `KEYS / STEP >= steps` steps; `out` holds 32 rows of 32 at stride `width`.
-                unsafe { self.tiles.block(v.as_ptr(), p.as_ptr(), steps, out, self.width, out, self.width) };
+                let out = o[xs * self.width + lanes * BLOCK..].as_mut_ptr();
+                // SAFETY: `x` holds 32 rows of `steps` steps, just checked; `p` holds `KEYS / STEP >= steps` steps; `out` holds 32 rows
+                // of 32 at stride `width`, just checked.
+                unsafe { self.tiles.block(x, p.as_ptr(), steps, out, self.width, out, self.width) };
+            }
+        }
+    }
+}
+
+/// Keys and values of a head in bf16, packed once for all the tile steps that visit them.
+pub(crate) struct PackedHead {
+    /// Head dim, a whole number of steps.
+    padded: usize,
+    /// `[key][dim]`, with zeros past the last key, so that a step may start at any key.
+    k: Vec<u16>,
+    /// Values, transposed: `[dim][key]`.
+    v: Vec<u16>,
+    /// Keys of a row of `v`.
+    row: usize,
+}
+
+impl PackedHead {
+    /// Packs head `head`, in parallel.
+    pub fn new<T: Element>(k: Rows<'_, T>, v: Rows<'_, T>, head: usize) -> Self {
+        assert!(available());
+        let (len, padded) = (k.rows(), k.dim().next_multiple_of(STEP));
+        // Rows of `v` are an odd number of cache lines apart: 16 lines of a tile fall into different sets of the cache.
+        let row = (len + KEYS).next_multiple_of(2 * STEP) + STEP;
+        let mut packed = PackedHead { padded, k: vec![0; (len + KEYS) * padded], v: vec![0; padded * row], row };
+        let run = 16 * STEP;
+        let values = SharedValues(packed.v.as_mut_ptr());
+        packed.k.par_chunks_mut(run * padded).enumerate().for_each_init(
+            || Scratch::new(k.dim()),
+            |scratch, (i, to)| {
+                let keys = i * run..((i + 1) * run).min(len);
+                for (key, to) in keys.clone().zip(to.chunks_exact_mut(padded)) {
+                    scratch.round_row(k.row(key, head), to);
+                }
+                for first in keys.step_by(STEP) {
+                    let rows = (first..first + STEP).map(|key| (key < len).then(|| v.row(key, head)));
+                    scratch.transpose_rows(rows, |x, line| {
+                        // SAFETY: this task alone writes the keys `first .. first + 32` of each row; `row >= len + KEYS` holds them.
+                        unsafe { values.write(x * row + first, line) }
+                    });
+                }
+            },
+        );
+        packed
+    }
+
+    /// Key rows from `first` on.
+    fn keys(&self, first: usize) -> &[u16] {
+        &self.k[first * self.padded..]
+    }
+
+    /// Transposed values from key `first` on, and the stride of their rows.
+    fn values(&self, first: usize) -> (&[u16], usize) {
+        (&self.v[first..], self.row)
+    }
+}
+
+/// The transposed values while several threads write disjoint runs of keys.
+#[derive(Clone, Copy)]
+struct SharedValues(*mut u16);
+// SAFETY: every use writes its own run of keys.
+unsafe impl Send for SharedValues {}
+// SAFETY: as above.
+unsafe impl Sync for SharedValues {}
+
+impl SharedValues {
+    /// # Safety
+    /// `at .. at + line.len()` is inside the allocation and nobody else's.
+    unsafe fn write(self, at: usize, line: &[u16; STEP]) {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(at).copy_from_nonoverlapping(line.as_ptr(), STEP) };
+    }
+}
+
+/// Buffers for conversion.
+struct Scratch {
+    dim: usize,
+    /// Two rows in f32, padded with zeros.
+    rows: [Vec<f32>; 2],
+    /// Values of 16 pairs of keys, by blocks of 16 along the head dim.
+    pairs: Vec<[[u32; 16]; 16]>,
+}
+
+impl Scratch {
+    fn new(dim: usize) -> Self {
+        let padded = dim.next_multiple_of(STEP);
+        Scratch { dim, rows: [vec![0.0; padded], vec![0.0; padded]], pairs: vec![[[0; 16]; 16]; padded / 16] }
+    }
+
+    /// Rounds a row to bf16; `to` is as long as the padded head dim.
+    fn round_row<T: Element>(&mut self, row: &[T], to: &mut [u16]) {
+        T::widen(row, &mut self.rows[0][..self.dim]);
+        for (to, values) in to.chunks_exact_mut(STEP).zip(self.rows[0].chunks_exact(STEP)) {
+            // SAFETY: `available` checked the instruction sets.
+            let line = unsafe { round(values) };
+            to.copy_from_slice(&line.0);
+        }
+    }
+
+    /// Transposes 32 rows (`None`: zeros) and hands out, for each place of the head dim, the 32 values in bf16.
+    fn transpose_rows<'r, T: Element>(
+        &mut self,
+        mut rows: impl Iterator<Item = Option<&'r [T]>>,
+        mut write: impl FnMut(usize, &[u16; STEP]),
+    ) {
+        for pair in 0..16 {
+            for to in &mut self.rows {
+                match rows.next().flatten() {
+                    Some(row) => T::widen(row, &mut to[..self.dim]),
+                    None => to.fill(0.0),
+                }
+            }
+            for (x, block) in self.pairs.iter_mut().enumerate() {
+                // SAFETY: `available` checked the instruction sets.
+                block[pair] = unsafe { pair_up(&self.rows[0][16 * x..], &self.rows[1][16 * x..]) };
+            }
+        }
+        let mut transposed = [[0u32; 16]; 16];
+        for (i, block) in self.pairs.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { transpose(block, &mut transposed) };
+            for (x, row) in transposed.iter().enumerate() {
+                // SAFETY: both are 64 bytes of plain integers.
+                write(16 * i + x, &unsafe { std::mem::transmute::<[u32; 16], [u16; STEP]>(*row) });
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The tile step in f32, on every instruction set.
 
 use super::KEYS;
+use crate::Element;
+use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::simd::{Isa, Simd, with_simd};
-use crate::{Element, Rows};
 
 /// Rows of the inner block of a product.
 const BLOCK_ROWS: usize = 4;
@@ -43,24 +44,12 @@ impl Operands {
         }
     }
 
-    pub fn load_keys<T: Element>(&mut self, k: Rows<'_, T>, head: usize, keys: impl ExactSizeIterator<Item = usize>) {
-        let count = keys.len();
-        for (key, to) in keys.zip(self.k.chunks_exact_mut(self.padded)) {
-            T::widen(k.row(key, head), &mut to[..self.dim]);
-        }
+    /// `s[key][lane]` of the keys.
+    pub fn scores<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>, s: &mut [f32]) {
+        keys.for_each(|i, key| T::widen(cache.k.row(key, head), &mut self.k[i * self.padded..][..self.dim]));
         // Whole blocks are computed: the rows past the last key must be finite.
-        self.k[count * self.padded..count.next_multiple_of(BLOCK_ROWS) * self.padded].fill(0.0);
-    }
-
-    pub fn load_values<T: Element>(&mut self, v: Rows<'_, T>, head: usize, keys: impl ExactSizeIterator<Item = usize>) {
-        for (key, to) in keys.zip(self.v.chunks_exact_mut(self.padded)) {
-            T::widen(v.row(key, head), &mut to[..self.dim]);
-        }
-    }
-
-    /// `s[key][lane]` of `count` keys.
-    pub fn scores(&mut self, count: usize, s: &mut [f32]) {
-        let rows = count.next_multiple_of(BLOCK_ROWS);
+        let rows = keys.len().next_multiple_of(BLOCK_ROWS);
+        self.k[keys.len() * self.padded..rows * self.padded].fill(0.0);
         assert!(s.len() >= rows * self.width);
         let (k, q, s) = (self.k.as_ptr(), self.q.as_ptr(), s.as_mut_ptr());
         // SAFETY: `k` holds `KEYS >= rows` rows of `padded >= dim`, `q` `dim` rows of `width` lanes, `s` was just checked.
@@ -68,11 +57,20 @@ impl Operands {
     }
 
     /// `o[x][lane] = o[x][lane] * alpha[lane] + sum_key v[key][x] * s[key][lane]`.
-    pub fn accumulate(&mut self, count: usize, s: &[f32], alpha: &[f32], o: &mut [f32]) {
-        assert!(s.len() >= count * self.width && alpha.len() >= self.width && o.len() >= self.padded * self.width);
+    pub fn accumulate<T: Element>(
+        &mut self,
+        cache: &Cache<'_, T>,
+        head: usize,
+        keys: &Keys<'_>,
+        s: &[f32],
+        alpha: &[f32],
+        o: &mut [f32],
+    ) {
+        keys.for_each(|i, key| T::widen(cache.v.row(key, head), &mut self.v[i * self.padded..][..self.dim]));
+        assert!(s.len() >= keys.len() * self.width && alpha.len() >= self.width && o.len() >= self.padded * self.width);
         let (v, s, o, alpha) = (self.v.as_ptr(), s.as_ptr(), o.as_mut_ptr(), Some(alpha.as_ptr()));
-        // SAFETY: `v` holds `KEYS >= count` rows of `padded`, the others were just checked.
-        unsafe { product(self.isa, v, 1, self.padded, self.padded, count, s, o, self.width, alpha) };
+        // SAFETY: `v` holds `KEYS >= keys.len()` rows of `padded`, the others were just checked.
+        unsafe { product(self.isa, v, 1, self.padded, self.padded, keys.len(), s, o, self.width, alpha) };
     }
 }
 

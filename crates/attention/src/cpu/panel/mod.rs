@@ -14,11 +14,12 @@
 //! Softmax is in base 2, with the scale folded into Q (FlashAttention-2, section 3.1).
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
+pub(crate) mod amx;
 mod f32;
 
+use super::cache::{Cache, Keys};
 use super::simd::Isa;
-use crate::{Element, Rows};
+use crate::Element;
 
 /// Keys of a step.
 pub(crate) const KEYS: usize = 64;
@@ -58,7 +59,7 @@ pub(crate) struct Panel {
     sum: Vec<f32>,
     /// Position of each lane's row, ascending.
     positions: Vec<usize>,
-    /// Keys now loaded.
+    /// Keys now scored.
     count: usize,
 }
 
@@ -107,22 +108,12 @@ impl Panel {
         self.sum.fill(0.0);
     }
 
-    /// Loads the keys of the next step.
-    pub fn load_keys<T: Element>(&mut self, k: Rows<'_, T>, head: usize, keys: impl ExactSizeIterator<Item = usize>) {
+    /// Computes the scores of up to [`KEYS`] keys. `first` is the position of the first of a run that reaches right of some row's own
+    /// position; `None` if every key is visible to every row.
+    pub fn score<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>, first: Option<usize>) {
         self.count = keys.len();
-        with_operands!(&mut self.products, p => p.load_keys(k, head, keys));
-    }
-
-    /// Loads the values of the next step, of the same keys.
-    pub fn load_values<T: Element>(&mut self, v: Rows<'_, T>, head: usize, keys: impl ExactSizeIterator<Item = usize>) {
-        debug_assert_eq!(keys.len(), self.count);
-        with_operands!(&mut self.products, p => p.load_values(v, head, keys));
-    }
-
-    /// Computes the scores of the loaded keys. `first` is the position of the first of a contiguous run that reaches right of some
-    /// row's own position; `None` if every key is visible to every row.
-    pub fn score(&mut self, first: Option<usize>) {
-        with_operands!(&mut self.products, p => p.scores(self.count, &mut self.s));
+        assert!(self.count <= KEYS);
+        with_operands!(&mut self.products, p => p.scores(cache, head, keys, &mut self.s));
         if let Some(first) = first {
             for (i, scores) in self.s.chunks_exact_mut(self.width).take(self.count).enumerate() {
                 let blind = self.positions.partition_point(|&p| p < first + i);
@@ -147,9 +138,17 @@ impl Panel {
         }
     }
 
-    /// Adds the values of the loaded keys, weighted by what [`Self::softmax`] left.
-    pub fn accumulate(&mut self) {
-        with_operands!(&mut self.products, p => p.accumulate(self.count, &self.s, &self.alpha, &mut self.o));
+    /// Adds the values of the same keys, weighted by what [`Self::softmax`] left.
+    pub fn accumulate<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>) {
+        debug_assert_eq!(keys.len(), self.count);
+        with_operands!(&mut self.products, p => p.accumulate(cache, head, keys, &self.s, &self.alpha, &mut self.o));
+    }
+
+    /// A whole step: [`Self::score`], [`Self::softmax`] and [`Self::accumulate`].
+    pub fn step<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>, first: Option<usize>) {
+        self.score(cache, head, keys, first);
+        self.softmax();
+        self.accumulate(cache, head, keys);
     }
 
     /// Turns the computed scores into probabilities under the maximum and sum gathered so far, and returns them, `[keys][width]`.
@@ -162,7 +161,7 @@ impl Panel {
         &self.s[..self.count * self.width]
     }
 
-    /// The scores of the loaded keys, `[keys][width]`, in units of log2.
+    /// The scores of the last keys, `[keys][width]`, in units of log2.
     pub fn scores(&self) -> &[f32] {
         &self.s[..self.count * self.width]
     }
