@@ -1,0 +1,3 @@
+//! Where the operations of the decoder run.
+
+pub mod cpu;
