@@ -1,5 +1,17 @@
 //! Runs a decoder LLM with sparse prefill.
 pub mod backend;
+pub mod config;
+mod decoder;
 pub mod error;
+pub mod generate;
+pub mod gguf;
+pub mod kv_cache;
+pub mod memory;
+pub mod model;
+pub mod rope;
+pub mod sampler;
+pub mod session;
+pub mod tokenizer;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,3 +1,118 @@
-//! Where the operations of the decoder run.
+//! What a device must be able to do for the decoder: a dozen operations on buffers of f32-like rows.
+//!
+//! [`crate::decoder`] is written once over this trait. Buffers are allocated by the decoder's workspace, once; every operation writes in
+//! place or into a buffer it is given. Row ranges let the decoder run wide layers in blocks, so that a 32K-token prompt never needs
+//! `tokens x feed-forward` numbers at a time.
 
 pub mod cpu;
+
+use std::ops::Range;
+
+use speedread_attention::{Options, Pattern, Report};
+
+use crate::Result;
+use crate::kv_cache::CacheShape;
+use crate::rope::RopeLayout;
+use crate::weights::Matrix;
+
+/// The numbers [`Backend::rope_append`] needs about heads.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadShape {
+    /// Components of a head.
+    pub dim: usize,
+    /// Which components form a pair.
+    pub layout: RopeLayout,
+}
+
+/// A weight matrix to multiply with and the rows its product goes to.
+pub struct Product<'a, B: Backend> {
+    /// The weights.
+    pub weight: &'a B::Linear,
+    /// Where the product goes.
+    pub out: &'a mut B::Buffer,
+    /// Its first row there.
+    pub row: usize,
+}
+
+/// A device. Implementations own their scratch memory, so methods take `&mut self`; weights are shared.
+pub trait Backend: Sized {
+    /// Rows of activations, `[rows, columns]`.
+    type Buffer: Send;
+    /// A weight matrix with its bias, if any.
+    type Linear: Send + Sync;
+    /// A vector of norm weights.
+    type Vector: Send + Sync;
+    /// The key/value cache of a session.
+    type Cache: Send;
+
+    /// Takes a weight matrix (`[outputs, inputs]`) and its bias.
+    fn upload_linear(&self, weight: Matrix, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
+    /// Takes a vector of weights.
+    fn upload_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+    /// Allocates a buffer.
+    fn buffer(&self, rows: usize, columns: usize) -> Result<Self::Buffer>;
+    /// Allocates a cache.
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+
+    /// Prepares the rotary embedding of the positions `start .. start + rows`.
+    fn rotary(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) -> Result<()>;
+
+    /// `out[i] = table[ids[i]]`; every id is below the table's row count.
+    fn embed(&mut self, table: &Self::Linear, ids: &[u32], out: &mut Self::Buffer) -> Result<()>;
+    /// `out[i] = x[rows.start + i] / rms(x[rows.start + i]) * weight`
+    fn rms_norm(
+        &mut self,
+        x: &Self::Buffer,
+        rows: Range<usize>,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// Normalises, in place, every run of `weight.len()` components of the rows: the heads of a query, or a whole row.
+    fn rms_norm_in_place(
+        &mut self,
+        x: &mut Self::Buffer,
+        rows: Range<usize>,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Result<()>;
+    /// `out[row + i] = weight x[rows.start + i] + bias` for every product: projections of the same input, which share its preparation.
+    fn linear(&mut self, x: &Self::Buffer, rows: Range<usize>, products: &mut [Product<'_, Self>]) -> Result<()>;
+    /// `out[row + i] += weight x[rows.start + i] + bias`: a projection that joins the residual stream.
+    fn linear_add(&mut self, x: &Self::Buffer, rows: Range<usize>, product: Product<'_, Self>) -> Result<()>;
+    /// Rotates the queries `q[rows]` and as many keys `k[0..]` in place, and appends keys and values to the cache at `position`.
+    /// `rows` count from the first position given to [`rotary`](Self::rotary).
+    #[allow(clippy::too_many_arguments)]
+    fn rope_append(
+        &mut self,
+        q: &mut Self::Buffer,
+        k: &mut Self::Buffer,
+        v: &Self::Buffer,
+        rows: Range<usize>,
+        heads: HeadShape,
+        cache: &mut Self::Cache,
+        layer: usize,
+        position: usize,
+    ) -> Result<()>;
+    /// Replaces the first `rows` rows of `q` by causal attention over the first `len` positions of the cache; the last query stands at
+    /// position `len - 1`.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &mut self,
+        q: &mut Self::Buffer,
+        rows: usize,
+        cache: &Self::Cache,
+        layer: usize,
+        len: usize,
+        patterns: &[Pattern],
+        options: &Options<'_>,
+    ) -> Result<Report>;
+    /// [`attend`](Self::attend) for one new token: dense, without a report.
+    fn decode_attend(&mut self, q: &mut Self::Buffer, cache: &Self::Cache, layer: usize, len: usize) -> Result<()>;
+    /// `gate[i] = silu(gate[i]) * up[i]` for the first `rows` rows.
+    fn swiglu(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer, rows: usize) -> Result<()>;
+    /// `x[rows.start + i] += y[i]`
+    fn add(&mut self, x: &mut Self::Buffer, rows: Range<usize>, y: &Self::Buffer) -> Result<()>;
+    /// The logits of the first `rows` rows of `x`: `out` is `[rows, vocabulary]`, in host memory.
+    fn logits(&mut self, weight: &Self::Linear, x: &Self::Buffer, rows: usize, out: &mut [f32]) -> Result<()>;
+}

@@ -1,0 +1,161 @@
+//! Text from a session that has read its prompt: sampling, streaming, stop strings.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::sampler::Sampler;
+use crate::session::Session;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended its text, or a stop string appeared.
+    Stop,
+    /// The most tokens asked for, or the session is full.
+    Length,
+    /// The caller asked to stop.
+    Cancelled,
+}
+
+/// What was generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// Ids, without the one that ended the text.
+    pub ids: Vec<u32>,
+    /// The text, without the stop string.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+/// Samples up to `max_tokens` tokens after a prefill. `on_text` gets the text as it becomes certain: never half a character, and never the
+/// beginning of a stop string that may still complete.
+#[allow(clippy::too_many_arguments)]
+pub fn generate(
+    session: &mut Session<'_>,
+    tokenizer: &Tokenizer,
+    sampler: &mut Sampler,
+    stop: &[String],
+    max_tokens: usize,
+    cancel: &AtomicBool,
+    on_text: &mut dyn FnMut(&str),
+) -> Result<Generation> {
+    let began = Instant::now();
+    if session.logits().is_empty() {
+        return Err(Error::Request("nothing to continue: read a prompt first".into()));
+    }
+    let eos = session.model().eos_ids();
+    let mut stream = tokenizer.stream();
+    let mut held = HeldBack::new(stop);
+    let (mut ids, mut text) = (vec![], String::new());
+    let mut logits = session.logits().to_vec();
+    let mut emit = |piece: &str| {
+        if !piece.is_empty() {
+            text.push_str(piece);
+            on_text(piece);
+        }
+    };
+    let finish_reason = loop {
+        if cancel.load(Ordering::Relaxed) {
+            break FinishReason::Cancelled;
+        }
+        if ids.len() == max_tokens {
+            break FinishReason::Length;
+        }
+        let id = sampler.sample(&mut logits, &ids);
+        if eos.contains(&id) {
+            break FinishReason::Stop;
+        }
+        ids.push(id);
+        if let Some(piece) = stream.push(id) {
+            let (certain, stopped) = held.push(&piece);
+            emit(&certain);
+            if stopped {
+                break FinishReason::Stop;
+            }
+        }
+        if ids.len() == max_tokens || session.len() == session.options().context {
+            break FinishReason::Length;
+        }
+        logits.clear();
+        logits.extend_from_slice(session.decode(id)?);
+    };
+    if !held.stopped {
+        // What the detokeniser still holds may complete a stop string too.
+        let (certain, stopped) = held.push(&stream.finish());
+        emit(&certain);
+        if !stopped {
+            emit(&held.rest());
+        }
+    }
+    Ok(Generation { ids, text, finish_reason, seconds: began.elapsed().as_secs_f64() })
+}
+
+/// Text that may still turn out to be the beginning of a stop string.
+struct HeldBack<'a> {
+    stop: Vec<&'a str>,
+    text: String,
+    stopped: bool,
+}
+
+impl<'a> HeldBack<'a> {
+    fn new(stop: &'a [String]) -> Self {
+        Self { stop: stop.iter().map(String::as_str).filter(|s| !s.is_empty()).collect(), text: String::new(), stopped: false }
+    }
+
+    /// Adds text; returns what is certain now, and whether a stop string appeared (right after it).
+    fn push(&mut self, piece: &str) -> (String, bool) {
+        self.text.push_str(piece);
+        if let Some(at) = self.stop.iter().filter_map(|stop| self.text.find(stop)).min() {
+            self.stopped = true;
+            self.text.truncate(at);
+            return (std::mem::take(&mut self.text), true);
+        }
+        // The longest tail that begins a stop string stays.
+        let tail = self.text.char_indices().map(|(at, _)| at).find(|&at| self.stop.iter().any(|stop| stop.starts_with(&self.text[at..])));
+        let rest = self.text.split_off(tail.unwrap_or(self.text.len()));
+        (std::mem::replace(&mut self.text, rest), false)
+    }
+
+    fn rest(&mut self) -> String {
+        std::mem::take(&mut self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
+        let stop: Vec<String> = stop.iter().map(|s| s.to_string()).collect();
+        let mut held = HeldBack::new(&stop);
+        let mut out = vec![];
+        for piece in pieces {
+            let (certain, stopped) = held.push(piece);
+            out.push(certain);
+            if stopped {
+                return (out, true);
+            }
+        }
+        out.push(held.rest());
+        (out, false)
+    }
+
+    #[test]
+    fn a_stop_string_across_tokens_never_shows() {
+        assert_eq!(run(&["\nUser:"], &["Hi", "\n", "Us", "er: x"]), (vec!["Hi".into(), "".into(), "".into(), "".into()], true));
+        // A false start is let go.
+        assert_eq!(run(&["\nUser:"], &["Hi\n", "Use it"]).0.concat(), "Hi\nUse it");
+        // The earliest of several, even inside one piece.
+        assert_eq!(run(&["zz", "b"], &["aabzz"]), (vec!["aa".into()], true));
+        // An overlapping start: the second a may begin the stop string.
+        assert_eq!(run(&["aab"], &["aa", "ab!"]), (vec!["".into(), "a".into()], true));
+        // What was held comes out at the end, multi-byte characters whole.
+        assert_eq!(run(&["é!"], &["café"]), (vec!["caf".into(), "é".into()], false));
+        assert_eq!(run(&[""], &["abc"]), (vec!["abc".into(), "".into()], false));
+    }
+}

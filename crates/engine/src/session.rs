@@ -1,0 +1,436 @@
+//! One conversation with a model: a key/value cache that grows by prefills and decode steps.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use speedread_attention::cpu::Isa;
+use speedread_attention::{Audit, HeadReport, Options, Pattern};
+
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::gemm::Precision;
+use crate::config::ModelConfig;
+use crate::decoder::{LOGITS_BLOCK, Pass, PassReport, Seconds, Workspace, blocks};
+use crate::kv_cache::{CacheShape, KvCache, KvType};
+use crate::memory::{self, MemoryPlan};
+use crate::model::Model;
+use crate::{Error, Result};
+
+/// Which keys each query head looks at.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum AttentionChoice {
+    /// All of them.
+    Dense,
+    /// [`Pattern::default_for`] the tokens read so far.
+    #[default]
+    Auto,
+    /// One pattern for every head.
+    Uniform(Pattern),
+    /// A pattern per layer and query head, as a pattern file gives them.
+    PerHead(Vec<Vec<Pattern>>),
+}
+
+/// Options of a session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionOptions {
+    /// Tokens the session can hold: everything read and everything generated.
+    pub context: usize,
+    /// Element type of the key/value cache.
+    pub kv: KvType,
+    /// Tokens of a prompt that go through the model at a time; `None` = all.
+    pub chunk: Option<usize>,
+    /// Which keys prefill looks at; decode steps look at all.
+    pub attention: AttentionChoice,
+    /// Run a head dense where its pattern would cost no less.
+    pub dense_fallback: bool,
+    /// Query rows per head whose recall (share of attention mass kept) is measured.
+    pub audit_rows: Option<usize>,
+    /// How exactly the linear layers of prefill multiply.
+    pub precision: Precision,
+}
+
+impl SessionOptions {
+    /// The defaults for a session of this many tokens.
+    pub fn new(context: usize) -> Self {
+        Self {
+            context,
+            kv: KvType::default(),
+            chunk: None,
+            attention: AttentionChoice::default(),
+            dense_fallback: true,
+            audit_rows: None,
+            precision: Precision::default(),
+        }
+    }
+
+    /// Rows of the largest chunk.
+    pub(crate) fn chunk_rows(&self) -> usize {
+        self.chunk.unwrap_or(self.context).clamp(1, self.context.max(1))
+    }
+
+    fn validate(&self, config: &ModelConfig) -> Result<()> {
+        if self.context == 0 {
+            return Err(Error::Request("a session of 0 tokens holds nothing".into()));
+        }
+        if self.context > config.context {
+            return Err(Error::Request(format!(
+                "{} tokens (prompt and answer) exceed the model's context of {}; stretch it with --rope-scaling yarn:{}, or shorten \
+                 the prompt with --truncate",
+                self.context,
+                config.context,
+                self.context.div_ceil(config.context).max(2)
+            )));
+        }
+        if let Some(window) = config.sliding_window.filter(|&window| window < self.context) {
+            return Err(Error::Request(format!(
+                "this model's queries see only the nearest {window} tokens, which is not supported beyond that length; {} tokens were \
+                 asked for. Shorten the prompt with --truncate",
+                self.context
+            )));
+        }
+        if self.chunk == Some(0) {
+            return Err(Error::Request("--chunk 0: a chunk needs at least one token".into()));
+        }
+        match &self.attention {
+            AttentionChoice::Uniform(pattern) => pattern.validate()?,
+            AttentionChoice::PerHead(layers) => {
+                if layers.len() != config.layers {
+                    return Err(Error::Request(format!(
+                        "patterns for {} layers, the model has {}",
+                        layers.len(),
+                        config.layers
+                    )));
+                }
+                for (n, heads) in layers.iter().enumerate() {
+                    if heads.len() != config.heads {
+                        return Err(Error::Request(format!(
+                            "patterns for {} heads in layer {n}, the model has {}",
+                            heads.len(),
+                            config.heads
+                        )));
+                    }
+                    heads.iter().try_for_each(Pattern::validate)?;
+                }
+            }
+            AttentionChoice::Dense | AttentionChoice::Auto => {}
+        }
+        Ok(())
+    }
+}
+
+/// How far a prefill is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Layers of this chunk that are done.
+    pub layer: usize,
+    /// Layers of the model.
+    pub layers: usize,
+    /// Chunks that are done.
+    pub chunk: usize,
+    /// Chunks of this prefill.
+    pub chunks: usize,
+    /// Share of the prefill that is done, 0 to 1.
+    pub done_fraction: f64,
+}
+
+/// What a prefill did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PrefillReport {
+    /// Tokens read.
+    pub tokens: usize,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Seconds in linear layers.
+    pub linear_seconds: f64,
+    /// Seconds estimating and building sparse indexes.
+    pub index_seconds: f64,
+    /// Seconds in the attention kernel.
+    pub attention_seconds: f64,
+    /// Seconds in everything else: norms, rotary embedding, activations.
+    pub other_seconds: f64,
+    /// Key tiles attention visited.
+    pub tiles: u64,
+    /// Key tiles dense attention visits.
+    pub dense_tiles: u64,
+    /// Per layer and query head, summed over chunks; the pattern is the last chunk's.
+    pub layers: Vec<Vec<HeadReport>>,
+}
+
+impl PrefillReport {
+    /// Share of the attention that was computed.
+    pub fn density(&self) -> f64 {
+        if self.dense_tiles == 0 { 1.0 } else { self.tiles as f64 / self.dense_tiles as f64 }
+    }
+
+    fn new(tokens: usize, seconds: f64, parts: Seconds, chunks: Vec<Vec<Vec<HeadReport>>>) -> Self {
+        let count = chunks.len() as f64;
+        let mut chunks = chunks.into_iter();
+        let mut layers = chunks.next().unwrap_or_default();
+        for (head, later) in chunks.flat_map(|later| {
+            // The n-th head of all layers, in order, in both.
+            let flat: Vec<HeadReport> = later.into_iter().flatten().collect();
+            flat.into_iter().enumerate()
+        }) {
+            let width = layers.first().map_or(1, Vec::len);
+            let into = &mut layers[head / width][head % width];
+            into.pattern = later.pattern;
+            into.tiles += later.tiles;
+            into.dense_tiles += later.dense_tiles;
+            if let (Some(into), Some(later)) = (&mut into.recall, later.recall) {
+                into.mean += later.mean;
+                into.min = into.min.min(later.min);
+            }
+        }
+        layers.iter_mut().flatten().filter_map(|head| head.recall.as_mut()).for_each(|recall| recall.mean /= count);
+        let sum = |of: fn(&HeadReport) -> u64| layers.iter().flatten().map(of).sum();
+        Self {
+            tokens,
+            seconds,
+            linear_seconds: parts.linear,
+            index_seconds: parts.index,
+            attention_seconds: parts.attention,
+            other_seconds: parts.other,
+            tiles: sum(|head| head.tiles),
+            dense_tiles: sum(|head| head.dense_tiles),
+            layers,
+        }
+    }
+}
+
+/// A conversation with a model.
+pub struct Session<'m> {
+    model: &'m Model,
+    options: SessionOptions,
+    plan: MemoryPlan,
+    backend: CpuBackend,
+    work: Workspace<CpuBackend>,
+    cache: KvCache,
+    frequencies: (Vec<f64>, f64),
+    len: usize,
+    logits: Vec<f32>,
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("len", &self.len).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<'m> Session<'m> {
+    /// Plans the memory, compares it with what the machine has, and allocates.
+    pub fn new(model: &'m Model, options: SessionOptions) -> Result<Self> {
+        let config = &model.config;
+        options.validate(config)?;
+        if let Some(available) = memory::available() {
+            memory::check(config, model.weight_bytes(), &options, available)?;
+        }
+        let backend = CpuBackend::new(options.precision);
+        let shape = CacheShape {
+            layers: config.layers,
+            heads: config.kv_heads,
+            dim: config.head_dim,
+            capacity: options.context,
+            kind: options.kv,
+        };
+        Ok(Self {
+            plan: MemoryPlan::new(config, model.weight_bytes(), &options),
+            work: Workspace::new(&backend, config, options.chunk_rows())?,
+            cache: backend.cache(shape)?,
+            frequencies: config.rope.frequencies(options.context),
+            backend,
+            model,
+            options,
+            len: 0,
+            logits: vec![],
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// The memory it may use.
+    pub fn memory(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The logits of the last position; empty before the first prefill and after [`truncate`](Self::truncate).
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Forgets everything after the first `len` tokens. The next call must be a prefill.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.len {
+            self.len = len;
+            self.logits.clear();
+        }
+    }
+
+    /// Reads tokens, after what was read before, and keeps the logits of the last one. An error leaves the session as it was.
+    pub fn prefill(
+        &mut self,
+        ids: &[u32],
+        observer: &mut dyn FnMut(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<PrefillReport> {
+        let began = Instant::now();
+        let (mut parts, reports) = self.run(ids, observer, cancel, &mut |_, _| Ok(()))?;
+        let head = Instant::now();
+        let last = (ids.len() - 1) % self.options.chunk_rows();
+        self.logits.resize(self.model.config.vocab, 0.0);
+        self.model.decoder.logits(&mut self.backend, &mut self.work, last..last + 1, &mut self.logits)?;
+        self.len += ids.len();
+        parts.linear += head.elapsed().as_secs_f64();
+        Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
+    }
+
+    /// [`prefill`](Self::prefill) that computes the logits of every position and hands them out in order: the number of the first of some
+    /// rows (from 0) and the rows, `[rows, vocabulary]`. Slow: for tests and perplexity.
+    pub fn prefill_all_logits(
+        &mut self,
+        ids: &[u32],
+        observer: &mut dyn FnMut(Progress),
+        cancel: &AtomicBool,
+        rows: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<PrefillReport> {
+        let began = Instant::now();
+        let vocab = self.model.config.vocab;
+        let decoder = &self.model.decoder;
+        let mut buffer = vec![0.0; LOGITS_BLOCK.min(ids.len()) * vocab];
+        let mut last = vec![];
+        let (parts, reports) = self.run(ids, observer, cancel, &mut |session, chunk| {
+            for block in blocks(chunk.len(), LOGITS_BLOCK) {
+                let out = &mut buffer[..block.len() * vocab];
+                decoder.logits(&mut session.backend, &mut session.work, block.clone(), out)?;
+                rows(chunk.start + block.start, out);
+                last = out[out.len() - vocab..].to_vec();
+            }
+            Ok(())
+        })?;
+        self.logits = last;
+        self.len += ids.len();
+        Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
+    }
+
+    /// Reads one token and returns the logits after it.
+    pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.check_request(&[id])?;
+        let rotary = (&self.frequencies.0[..], self.frequencies.1);
+        let (decoder, backend, work) = (&self.model.decoder, &mut self.backend, &mut self.work);
+        decoder.decode(backend, work, &mut self.cache, id, self.len, rotary)?;
+        self.logits.resize(self.model.config.vocab, 0.0);
+        decoder.logits(backend, work, 0..1, &mut self.logits)?;
+        self.len += 1;
+        Ok(&self.logits)
+    }
+
+    /// Attention multiplies in bf16 where the machine does that fastest, unless f32 was asked for.
+    fn isa(&self) -> Option<Isa> {
+        match self.options.precision {
+            Precision::Bf16 => None,
+            Precision::F32 => Isa::available().into_iter().find(|isa| Some(*isa) != Isa::bf16()),
+        }
+    }
+
+    fn check_request(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::Request("the prompt is empty".into()));
+        }
+        let vocab = self.model.config.vocab;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::Request(format!("token id {id} is outside the model's vocabulary of {vocab}")));
+        }
+        if ids.len() > self.options.context - self.len {
+            return Err(Error::Request(format!(
+                "{} tokens do not fit: the session holds {} and {} are used",
+                ids.len(),
+                self.options.context,
+                self.len
+            )));
+        }
+        Ok(())
+    }
+
+    /// Runs the chunks of a prefill; `after` is called when a chunk's residual stream is in the workspace, with its range of `ids`. Changes
+    /// nothing that counts: the cache beyond `len` is free to be overwritten.
+    #[allow(clippy::type_complexity)]
+    fn run(
+        &mut self,
+        ids: &[u32],
+        observer: &mut dyn FnMut(Progress),
+        cancel: &AtomicBool,
+        after: &mut dyn FnMut(&mut Self, std::ops::Range<usize>) -> Result<()>,
+    ) -> Result<(Seconds, Vec<Vec<Vec<HeadReport>>>)> {
+        self.check_request(ids)?;
+        let (layers, heads) = (self.model.config.layers, self.model.config.heads);
+        let step = self.options.chunk_rows();
+        let chunks = ids.len().div_ceil(step);
+        let (mut total, mut reports) = (Seconds::default(), vec![]);
+        for (chunk, part) in ids.chunks(step).enumerate() {
+            let first = chunk * step;
+            let start = self.len + first;
+            // Attention of a later chunk reaches further back and costs more; count its tokens by what they look at, in part.
+            let share = |rows: usize| rows as f64 / ids.len() as f64;
+            let before = share(first);
+            let mut observe = |done: f64| {
+                observer(Progress {
+                    layer: (done * layers as f64) as usize,
+                    layers,
+                    chunk,
+                    chunks,
+                    done_fraction: before + share(part.len()) * done,
+                });
+            };
+            let uniform = match &self.options.attention {
+                AttentionChoice::Dense => vec![Pattern::Dense; heads],
+                AttentionChoice::Auto => vec![Pattern::default_for(start + part.len()); heads],
+                AttentionChoice::Uniform(pattern) => vec![*pattern; heads],
+                AttentionChoice::PerHead(_) => vec![],
+            };
+            let patterns = |layer: usize| match &self.options.attention {
+                AttentionChoice::PerHead(layers) => &layers[layer][..],
+                _ => &uniform[..],
+            };
+            let pass = Pass {
+                start,
+                rotary: (&self.frequencies.0, self.frequencies.1),
+                patterns: &patterns,
+                options: Options {
+                    dense_fallback: self.options.dense_fallback,
+                    audit: self.options.audit_rows.map(|rows| Audit { rows }),
+                    cancel: Some(cancel),
+                    isa: self.isa(),
+                    ..Options::default()
+                },
+                observe: &mut observe,
+            };
+            let decoder = &self.model.decoder;
+            let PassReport { seconds, layers } =
+                decoder.prefill(&mut self.backend, &mut self.work, &mut self.cache, part, pass)?;
+            total.linear += seconds.linear;
+            total.index += seconds.index;
+            total.attention += seconds.attention;
+            total.other += seconds.other;
+            reports.push(layers);
+            after(self, first..first + part.len())?;
+        }
+        Ok((total, reports))
+    }
+}
