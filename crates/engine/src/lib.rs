@@ -8,6 +8,7 @@ pub mod gguf;
 pub mod kv_cache;
 pub mod memory;
 pub mod model;
+pub mod quant;
 pub mod rope;
 pub mod sampler;
 pub mod session;

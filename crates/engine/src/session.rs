@@ -344,8 +344,8 @@ impl<'m> Session<'m> {
     /// Attention multiplies in bf16 where the machine does that fastest, unless f32 was asked for.
     fn isa(&self) -> Option<Isa> {
         match self.options.precision {
-            Precision::Bf16 => None,
-            Precision::F32 => Isa::available().into_iter().find(|isa| Some(*isa) != Isa::bf16()),
+            Precision::Bf16 => Isa::bf16(),
+            Precision::F32 => None,
         }
     }
 

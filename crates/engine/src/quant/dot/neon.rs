@@ -1,0 +1,78 @@
+//! NEON: 16 elements, a group, at a time. `smull` and `smlal` multiply signed bytes into 16-bit lanes and add two
+//! products, which fits (2 x 128 x 127 < 2^15); `saddlp` adds pairs into 32-bit lanes. Codes are taken as signed: they
+//! are below 128, or (`ZERO` 128) signed with the top bit flipped.
+use std::arch::aarch64::*;
+
+use super::Accumulator;
+use crate::quant::activations::ActivationTile;
+use crate::quant::tile::{Format, GROUP, GROUPS, Tile};
+
+/// # Safety
+/// See [`super::rows`].
+#[target_feature(enable = "neon")]
+pub(super) fn rows<F: Format>(weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
+    // SAFETY: this function is compiled for the instruction set, so whoever may call it has it.
+    unsafe { super::rows::<F, Sum>(weights, row_bytes, x, out) }
+}
+
+pub(super) struct Sum {
+    products: [float32x4_t; 4],
+    offsets: float32x4_t,
+}
+
+impl Accumulator for Sum {
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        // SAFETY: see the trait.
+        let zero = unsafe { vdupq_n_f32(0.0) };
+        Self { products: [zero; 4], offsets: zero }
+    }
+
+    #[inline(always)]
+    unsafe fn add<F: Format>(&mut self, weights: &Tile, x: &ActivationTile) {
+        // SAFETY: see the trait; a tile has 16 vectors of codes and four each of scales, mins and sums.
+        unsafe {
+            for quad in 0..GROUPS / 4 {
+                let at = 4 * quad;
+                let w = vld1q_f32(weights.scales.as_ptr().add(at));
+                let scales = vmulq_f32(w, vld1q_f32(x.scales.as_ptr().add(at)));
+                let sums = vld1q_f32(x.sums.as_ptr().add(at));
+                if F::ZERO == 0 {
+                    self.offsets = vfmaq_f32(self.offsets, vld1q_f32(weights.mins.as_ptr().add(at)), sums);
+                } else if F::ZERO != 128 {
+                    self.offsets = vfmaq_f32(self.offsets, vmulq_n_f32(w, f32::from(F::ZERO)), sums);
+                }
+                let group = |i: usize| group_sum::<F>(weights, x, at + i);
+                let [a, b, c, d] = &mut self.products;
+                *a = vfmaq_laneq_f32::<0>(*a, group(0), scales);
+                *b = vfmaq_laneq_f32::<1>(*b, group(1), scales);
+                *c = vfmaq_laneq_f32::<2>(*c, group(2), scales);
+                *d = vfmaq_laneq_f32::<3>(*d, group(3), scales);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let [a, b, c, d] = self.products;
+        // SAFETY: see the trait.
+        unsafe { vaddvq_f32(vsubq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)), self.offsets)) }
+    }
+}
+
+/// The sum of a group's products of codes, in four parts.
+///
+/// # Safety
+/// As for [`Accumulator::add`]; `group` must be below [`GROUPS`].
+#[inline(always)]
+unsafe fn group_sum<F: Format>(weights: &Tile, x: &ActivationTile, group: usize) -> float32x4_t {
+    // SAFETY: the caller's.
+    unsafe {
+        let w = vld1q_u8(weights.codes.as_ptr().add(group * GROUP));
+        let w = vreinterpretq_s8_u8(if F::ZERO == 128 { veorq_u8(w, vdupq_n_u8(128)) } else { w });
+        let x = vld1q_s8(x.codes.as_ptr().add(group * GROUP));
+        let products = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+        let products = vmlal_s8(products, vget_high_s8(w), vget_high_s8(x));
+        vcvtq_f32_s32(vpaddlq_s16(products))
+    }
+}
