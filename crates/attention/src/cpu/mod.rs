@@ -4,7 +4,7 @@ pub(crate) mod cache;
 pub(crate) mod decode;
 pub(crate) mod panel;
 pub(crate) mod prefill;
-pub mod simd;
+mod simd;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod tiles;
 
