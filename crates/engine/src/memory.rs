@@ -88,7 +88,12 @@ pub fn check(config: &ModelConfig, weights: u64, options: &SessionOptions, avail
     }
     if advice.is_empty() {
         // The plan grows with the context, so the longest that fits can be bisected.
-        let at = |context: usize| SessionOptions { context, chunk: Some(512.min(options.chunk_rows())), kv: KvType::F16, ..options.clone() };
+        let at = |context: usize| SessionOptions {
+            context,
+            chunk: Some(512.min(options.chunk_rows())),
+            kv: KvType::F16,
+            ..options.clone()
+        };
         let (mut low, mut high) = (0, options.context);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -139,26 +144,106 @@ fn mem_available(meminfo: &str) -> Option<u64> {
 /// What is left under the tightest limit from this process's control group up to the root, in either version.
 fn control_group() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    groups.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let (root, limit, usage, reclaimable) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
-            other if other.split(',').any(|name| name == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
-            }
-            _ => return None,
-        };
-        let read = |folder: &std::path::Path, name: &str| std::fs::read_to_string(folder.join(name)).ok();
-        let number = |folder: &std::path::Path, name: &str| read(folder, name)?.trim().parse::<u64>().ok();
-        let folder = std::path::Path::new(root).join(path.trim_start_matches('/'));
-        folder.ancestors().take_while(|folder| folder.starts_with(root)).filter_map(|folder| {
-            // "max" (no limit) is not a number.
-            let (limit, usage) = (number(folder, limit)?, number(folder, usage)?);
-            // Cached file pages count as used but are given back under pressure.
-            let stat = read(folder, "memory.stat").unwrap_or_default();
-            let cached = stat.lines().find_map(|line| line.strip_prefix(reclaimable)?.trim().parse::<u64>().ok()).unwrap_or(0);
-            Some(limit.saturating_sub(usage.saturating_sub(cached)))
-        }).min()
-    }).min()
+    groups
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let (root, limit, usage, reclaimable) = match controllers {
+                "" => ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+                other if other.split(',').any(|name| name == "memory") => {
+                    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+                }
+                _ => return None,
+            };
+            let read = |folder: &std::path::Path, name: &str| std::fs::read_to_string(folder.join(name)).ok();
+            let number = |folder: &std::path::Path, name: &str| read(folder, name)?.trim().parse::<u64>().ok();
+            let folder = std::path::Path::new(root).join(path.trim_start_matches('/'));
+            folder
+                .ancestors()
+                .take_while(|folder| folder.starts_with(root))
+                .filter_map(|folder| {
+                    // "max" (no limit) is not a number.
+                    let (limit, usage) = (number(folder, limit)?, number(folder, usage)?);
+                    // Cached file pages count as used but are given back under pressure.
+                    let stat = read(folder, "memory.stat").unwrap_or_default();
+                    let cached = stat
+                        .lines()
+                        .find_map(|line| line.strip_prefix(reclaimable)?.trim().parse::<u64>().ok())
+                        .unwrap_or(0);
+                    Some(limit.saturating_sub(usage.saturating_sub(cached)))
+                })
+                .min()
+        })
+        .min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Qwen2.5-0.5B.
+    fn config() -> ModelConfig {
+        let text = r#"{"model_type":"qwen2","hidden_size":896,"intermediate_size":4864,"num_hidden_layers":24,
+            "num_attention_heads":14,"num_key_value_heads":2,"vocab_size":151936,"max_position_embeddings":32768,"rms_norm_eps":1e-06}"#;
+        ModelConfig::from_hf(text, Path::new("config.json")).unwrap()
+    }
+
+    const WEIGHTS: u64 = 485_000_000;
+
+    fn refused(options: &SessionOptions, available: u64) -> String {
+        check(&config(), WEIGHTS, options, available).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_plan_counts_what_it_says() {
+        let plan = MemoryPlan::new(&config(), WEIGHTS, &SessionOptions::new(32_768));
+        assert_eq!(plan.weights, WEIGHTS);
+        // 24 layers, 2 heads of 64, keys and values, 2 bytes: 12,288 bytes a token.
+        assert_eq!(plan.kv, 32_768 * 12_288);
+        // Residual stream and queries of every row, and at least one group's output.
+        assert!(plan.activations >= 32_768 * 4 * (896 + 896 + 448));
+        assert!(plan.scratch < 300_000_000);
+        let chunked =
+            MemoryPlan::new(&config(), WEIGHTS, &SessionOptions { chunk: Some(2048), ..SessionOptions::new(32_768) });
+        assert_eq!(chunked.kv, plan.kv);
+        assert!(chunked.activations * 15 < plan.activations);
+        check(&config(), WEIGHTS, &SessionOptions::new(32_768), plan.total()).unwrap();
+    }
+
+    #[test]
+    fn too_little_memory_says_what_would_fit() {
+        let options = SessionOptions::new(32_768);
+        let plan = MemoryPlan::new(&config(), WEIGHTS, &options);
+        let error = refused(&options, plan.total() - 1);
+        assert!(error.contains("--chunk 16384") && error.contains("32768 tokens"), "{error}");
+        // What is offered does fit.
+        check(&config(), WEIGHTS, &SessionOptions { chunk: Some(16_384), ..options.clone() }, plan.total() - 1)
+            .unwrap();
+        let f32 = SessionOptions { kv: KvType::F32, ..options.clone() };
+        let error = refused(&f32, plan.total());
+        assert!(error.contains("--kv f16"), "{error}");
+        let error = refused(&options, 700_000_000);
+        assert!(error.contains("at most") && error.contains("--chunk 512"), "{error}");
+        assert!(refused(&options, 1_000_000).contains("smaller model"));
+    }
+
+    #[test]
+    fn absurd_contexts_do_not_overflow() {
+        let options = SessionOptions { kv: KvType::F32, ..SessionOptions::new(usize::MAX) };
+        assert_eq!(MemoryPlan::new(&config(), WEIGHTS, &options).total(), u64::MAX);
+        assert!(refused(&options, 16 << 30).contains("at most"));
+    }
+
+    #[test]
+    fn meminfo_is_read() {
+        assert_eq!(mem_available("MemTotal: 5 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
+        assert_eq!(mem_available("MemTotal: 5 kB\n"), None);
+        assert_eq!(
+            (bytes(1), bytes(402_000_000), bytes(1_440_000_000)),
+            ("1 kB".into(), "402 MB".into(), "1.4 GB".into())
+        );
+    }
 }

@@ -89,7 +89,10 @@ impl RopeConfig {
     pub fn validate(&self, head_dim: usize) -> Result<()> {
         let wrong = |what: String| Err(Error::Unsupported(format!("rotary embedding: {what}")));
         if self.dim == 0 || !self.dim.is_multiple_of(2) || self.dim > head_dim {
-            return wrong(format!("{} rotated components of a head of {head_dim}; must be even and 2..={head_dim}", self.dim));
+            return wrong(format!(
+                "{} rotated components of a head of {head_dim}; must be even and 2..={head_dim}",
+                self.dim
+            ));
         }
         if !(self.theta.is_finite() && self.theta > 1.0) {
             return wrong(format!("base {}; must be above 1", self.theta));
@@ -266,7 +269,8 @@ impl FromStr for RopeScaling {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::Request(format!("rope scaling {text:?}: expected yarn:FACTOR or linear:FACTOR, FACTOR above 1"));
+        let wrong =
+            || Error::Request(format!("rope scaling {text:?}: expected yarn:FACTOR or linear:FACTOR, FACTOR above 1"));
         let (kind, factor) = text.split_once(':').ok_or_else(wrong)?;
         let factor: f64 = factor.trim().parse().map_err(|_| wrong())?;
         if !(factor > 1.0 && factor <= 1024.0) {
@@ -315,7 +319,7 @@ impl RotaryTable {
 
     /// Bytes of a table of `rows` positions.
     pub fn bytes(rows: usize, pairs: usize) -> u64 {
-        rows as u64 * pairs as u64 * 8
+        (rows as u64).saturating_mul(pairs as u64 * 8)
     }
 }
 
@@ -331,7 +335,19 @@ mod tests {
     fn a_request_is_parsed_or_refused() {
         assert_eq!("yarn:4".parse::<RopeScaling>().unwrap(), RopeScaling::Yarn(4.0));
         assert_eq!("linear:2.5".parse::<RopeScaling>().unwrap(), RopeScaling::Linear(2.5));
-        for bad in ["", "yarn", "yarn:", "yarn:x", "yarn:0", "yarn:-4", "yarn:1", "yarn:NaN", "yarn:inf", "ntk:2", "linear:1e9"] {
+        for bad in [
+            "",
+            "yarn",
+            "yarn:",
+            "yarn:x",
+            "yarn:0",
+            "yarn:-4",
+            "yarn:1",
+            "yarn:NaN",
+            "yarn:inf",
+            "ntk:2",
+            "linear:1e9",
+        ] {
             let error = bad.parse::<RopeScaling>().unwrap_err().to_string();
             assert!(error.contains("yarn:FACTOR"), "{bad}: {error}");
         }

@@ -75,7 +75,7 @@ impl<B: Backend> Workspace<B> {
 /// Numbers a workspace of `rows` rows holds.
 pub(crate) fn workspace_numbers(config: &ModelConfig, rows: usize) -> (u64, u64) {
     let block = block_rows(config, rows) as u64;
-    let every_row = rows as u64 * (config.hidden + config.q_dim()) as u64;
+    let every_row = (rows as u64).saturating_mul((config.hidden + config.q_dim()) as u64);
     (every_row, block * 2 * (config.hidden + config.kv_dim() + config.feed_forward) as u64)
 }
 
@@ -243,8 +243,7 @@ impl<B: Backend> Decoder<B> {
         if let Some(norm) = &layer.k_norm {
             backend.rms_norm_in_place(&mut work.k, 0..count, norm, eps)?;
         }
-        let heads =
-            HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout };
+        let heads = HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout };
         let position = start + rows.start;
         backend.rope_append(&mut work.q, &mut work.k, &work.v, rows, heads, cache, n, position)?;
         clock.lap(&mut seconds.other);
@@ -263,7 +262,16 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         let (eps, count) = (self.config.norm_eps, rows.len());
         clock.lap(&mut seconds.other);
-        self.join(backend, &layer.o, &layer.post_attn_norm, &work.q, rows.clone(), &mut work.x, rows.start, &mut work.delta)?;
+        self.join(
+            backend,
+            &layer.o,
+            &layer.post_attn_norm,
+            &work.q,
+            rows.clone(),
+            &mut work.x,
+            rows.start,
+            &mut work.delta,
+        )?;
         clock.lap(&mut seconds.linear);
         backend.rms_norm(&work.x, rows.clone(), &layer.ffn_norm, eps, &mut work.normed)?;
         clock.lap(&mut seconds.other);
@@ -275,7 +283,16 @@ impl<B: Backend> Decoder<B> {
         clock.lap(&mut seconds.linear);
         backend.swiglu(&mut work.gate, &work.up, count)?;
         clock.lap(&mut seconds.other);
-        self.join(backend, &layer.down, &layer.post_ffn_norm, &work.gate, 0..count, &mut work.x, rows.start, &mut work.delta)?;
+        self.join(
+            backend,
+            &layer.down,
+            &layer.post_ffn_norm,
+            &work.gate,
+            0..count,
+            &mut work.x,
+            rows.start,
+            &mut work.delta,
+        )?;
         clock.lap(&mut seconds.linear);
         Ok(())
     }

@@ -206,7 +206,14 @@ impl<B: Backend> Loader<'_, B> {
 impl<B: Backend> DecoderWeights<B> {
     /// Takes the weights of a model.
     pub(crate) fn load(config: &ModelConfig, weights: &Weights, backend: &B) -> Result<Self> {
-        let loader = Loader { weights, backend, naming: config.naming, used: RefCell::default(), bytes: Cell::new(0), parameters: Cell::new(0) };
+        let loader = Loader {
+            weights,
+            backend,
+            naming: config.naming,
+            used: RefCell::default(),
+            bytes: Cell::new(0),
+            parameters: Cell::new(0),
+        };
         let (vocab, hidden) = (config.vocab, config.hidden);
         let tied = config.tied_embeddings.unwrap_or_else(|| !loader.has(None, OUTPUT));
         let embedding = loader.matrix(None, EMBEDDING, vocab, hidden)?;
