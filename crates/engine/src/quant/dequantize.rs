@@ -2,6 +2,7 @@
 use super::DType;
 use super::float::{Bf16, F16, F32, Float};
 use super::isa::{Isa, multiversion};
+use super::simd::Portable;
 use super::tile::{Format, GROUP, TILE, Tile, with_format};
 
 /// Turns whole blocks into floats. The values are those of ggml's reference, bit for bit.
@@ -35,12 +36,12 @@ fn dequantize_blocks<F: Format>(bytes: &[u8], out: &mut [f32]) {
     let (out, out_tail) = out.as_chunks_mut::<TILE>();
     let (blocks, blocks_tail) = bytes.split_at(out.len() * F::TILE_BYTES);
     for (blocks, out) in blocks.chunks_exact(F::TILE_BYTES).zip(out) {
-        F::unpack(blocks, &mut tile);
+        F::unpack(Portable, blocks, &mut tile);
         elements::<F>(&tile, out);
     }
     if !out_tail.is_empty() {
         let mut last = [0.0; TILE];
-        F::unpack(blocks_tail, &mut tile);
+        F::unpack(Portable, blocks_tail, &mut tile);
         elements::<F>(&tile, &mut last);
         out_tail.copy_from_slice(&last[..out_tail.len()]);
     }

@@ -17,6 +17,7 @@ mod float;
 mod isa;
 mod k_formats;
 mod legacy_formats;
+mod simd;
 mod tile;
 
 pub use activations::Activations;
