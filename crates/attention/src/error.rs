@@ -9,6 +9,14 @@ pub enum Error {
     /// A pattern's numbers make no sense.
     #[error("{0}")]
     Pattern(String),
+    /// A pattern file cannot be used.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong, and where in it.
+        what: String,
+    },
     /// The caller asked to stop (see `Options::cancel`).
     #[error("interrupted")]
     Cancelled,

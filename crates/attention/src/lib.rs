@@ -1,16 +1,50 @@
-//! Dynamic sparse attention for LLM prefill.
+//! Dynamic sparse attention for LLM prefill: MInference's patterns (arXiv 2407.02490), their online index, and kernels over it.
 //!
 //! Every pattern becomes one small [`SparseIndex`] per head, and one kernel per device consumes it:
 //!
 //! ```text
-//! Pattern --estimate on Q, K--> SparseIndex --kernel--> output, log-sum-exp
+//! Pattern (per head) --estimate on Q, K--> SparseIndex --kernel--> output, log-sum-exp
 //! ```
-pub mod error;
-pub mod pattern;
-pub mod prefill;
-pub mod tensor;
+//!
+//! The crate knows nothing of models: it works on plain slices with shapes and strides.
+//!
+//! ```
+//! use speedread_attention::{Options, Pattern, Rows, RowsMut, prefill};
+//!
+//! let (n, query_heads, kv_heads, dim) = (300, 4, 2, 64);
+//! let value = |i: usize| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5;
+//! let q: Vec<f32> = (0..n * query_heads * dim).map(value).collect();
+//! let k: Vec<f32> = (0..n * kv_heads * dim).map(value).collect();
+//! let v = k.clone();
+//! let mut out = vec![0.0; q.len()];
+//!
+//! let report = prefill(
+//!     Rows::contiguous(&q, n, query_heads, dim)?,
+//!     Rows::contiguous(&k, n, kv_heads, dim)?,
+//!     Rows::contiguous(&v, n, kv_heads, dim)?,
+//!     &vec!["a-shape:4,64".parse::<Pattern>()?; query_heads],
+//!     &Options::default(),
+//!     RowsMut::contiguous(&mut out, n, query_heads, dim)?,
+//!     None,
+//! )?;
+//! assert!(report.heads[0].tiles < report.heads[0].dense_tiles);
+//! # Ok::<(), speedread_attention::Error>(())
+//! ```
+
+mod cost;
+pub mod cpu;
+mod error;
+pub mod estimate;
+pub mod index;
+mod pattern;
+pub mod pattern_file;
+mod prefill;
+pub mod reference;
+mod tensor;
 
 pub use error::Error;
-pub use pattern::{Budget, Pattern};
-pub use prefill::{Audit, HeadReport, Options, Report, decode, prefill};
+pub use index::SparseIndex;
+pub use pattern::{Budget, FORMS, Pattern};
+pub use pattern_file::PatternFile;
+pub use prefill::{Audit, HeadReport, Options, Recall, Report, build_indexes, decode, prefill};
 pub use tensor::{Element, Rows, RowsMut};

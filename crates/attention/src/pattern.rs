@@ -1,25 +1,178 @@
 //! The sparse patterns of a head and their budgets (MInference, arXiv 2407.02490, section 3).
 
-/// What the numbers of a vertical-slash pattern count.
+use std::fmt;
+use std::str::FromStr;
+
+use crate::Error;
+
+/// What the two numbers of a vertical-slash pattern count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Budget {
-    /// MInference's meaning: `vertical` columns and `slash` diagonals.
+    /// MInference's meaning: columns and diagonals. The cost depends on how the diagonals cluster.
     Lines,
-    /// Ours: `vertical` and `slash` are key tiles per query tile, so the cost is bounded whatever the prompt.
+    /// Key tiles per query tile, chosen by the attention mass each new tile brings: the cost is bounded whatever the prompt.
     Tiles,
 }
 
 /// The sparse pattern of one query head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pattern {
-    /// Every key (causal).
+    /// Every key up to the query's own position.
     Dense,
-    /// The first `sink` keys and the nearest `local` keys of every query.
-    AShape { sink: usize, local: usize },
-    /// A-shape, and the last `last` query rows dense.
-    TriShape { sink: usize, local: usize, last: usize },
-    /// Columns and diagonals chosen from the prompt.
-    VerticalSlash { vertical: usize, slash: usize, budget: Budget },
-    /// The `blocks` key tiles of largest mean-pooled score per query tile.
-    BlockSparse { blocks: usize },
+    /// The first keys and the nearest keys of every query (StreamingLLM's mask; MInference's A-shape).
+    AShape {
+        /// Keys at the start of the sequence that every query sees.
+        sink: usize,
+        /// Nearest keys of each query, its own position included.
+        local: usize,
+    },
+    /// A-shape, and the last query rows dense.
+    TriShape {
+        /// Keys at the start of the sequence that every query sees.
+        sink: usize,
+        /// Nearest keys of each query, its own position included.
+        local: usize,
+        /// Query rows at the end of the prompt (of the chunk, in a chunked prefill) that see every key.
+        last: usize,
+    },
+    /// Columns and diagonals chosen from the prompt's last queries.
+    VerticalSlash {
+        /// Columns, or tiles of columns.
+        vertical: usize,
+        /// Diagonals, or window tiles.
+        slash: usize,
+        /// What the two numbers count.
+        budget: Budget,
+    },
+    /// The key tiles of largest mean-pooled score, chosen per query tile.
+    BlockSparse {
+        /// Key tiles per query tile; the first tile and the diagonal are always among them.
+        blocks: usize,
+    },
+}
+
+impl Pattern {
+    /// The pattern of a head of which nothing is known, for a prompt of `tokens`: vertical-slash with a tile budget that grows
+    /// with the logarithm of the length, so that attention costs O(n log n).
+    ///
+    /// What it keeps and costs is measured in `BENCHMARKS.md`.
+    pub fn default_for(tokens: usize) -> Self {
+        // Doubling the prompt adds 4 column tiles and 8 window tiles; up to 2K tokens the first step already holds every key.
+        let doublings = (tokens.max(1) / 2048).checked_ilog2().map_or(0, |d| d as usize + 1);
+        Pattern::VerticalSlash { vertical: 8 + 4 * doublings, slash: 16 + 8 * doublings, budget: Budget::Tiles }
+    }
+
+    /// Refuses numbers that make no sense.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`] when a pattern would leave a query without its own key or chooses nothing at all.
+    pub fn validate(&self) -> Result<(), Error> {
+        let fault = match self {
+            Pattern::AShape { local: 0, .. } | Pattern::TriShape { local: 0, .. } => {
+                "needs a local width of at least 1"
+            }
+            Pattern::VerticalSlash { vertical: 0, slash: 0, .. } => "needs at least one column or diagonal",
+            Pattern::BlockSparse { blocks: 0 } => "needs at least one block",
+            _ => return Ok(()),
+        };
+        Err(Error::Pattern(format!("{self} {fault}")))
+    }
+}
+
+/// Writes the form that [`FromStr`] reads.
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Pattern::Dense => write!(f, "dense"),
+            Pattern::AShape { sink, local } => write!(f, "a-shape:{sink},{local}"),
+            Pattern::TriShape { sink, local, last } => write!(f, "tri-shape:{sink},{local},{last}"),
+            Pattern::VerticalSlash { vertical, slash, budget: Budget::Lines } => {
+                write!(f, "vertical-slash:{vertical},{slash}")
+            }
+            Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => {
+                write!(f, "vertical-slash-tiles:{vertical},{slash}")
+            }
+            Pattern::BlockSparse { blocks } => write!(f, "block-sparse:{blocks}"),
+        }
+    }
+}
+
+/// The forms of a pattern as text, for messages.
+pub const FORMS: &str = "dense, a-shape:SINK,LOCAL, tri-shape:SINK,LOCAL,LAST, vertical-slash:COLUMNS,DIAGONALS, \
+                         vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES, block-sparse:BLOCKS";
+
+impl FromStr for Pattern {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+        let numbers = rest
+            .split(',')
+            .filter(|part| !rest.is_empty() || !part.is_empty())
+            .map(|part| {
+                part.trim().parse::<usize>().map_err(|e| Error::Pattern(format!("pattern '{text}': '{part}': {e}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let pattern = match (name, numbers.as_slice()) {
+            ("dense", []) => Pattern::Dense,
+            ("a-shape", &[sink, local]) => Pattern::AShape { sink, local },
+            ("tri-shape", &[sink, local, last]) => Pattern::TriShape { sink, local, last },
+            ("vertical-slash", &[vertical, slash]) => Pattern::VerticalSlash { vertical, slash, budget: Budget::Lines },
+            ("vertical-slash-tiles", &[vertical, slash]) => {
+                Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles }
+            }
+            ("block-sparse", &[blocks]) => Pattern::BlockSparse { blocks },
+            _ => return Err(Error::Pattern(format!("'{text}' is not a pattern; the forms are: {FORMS}"))),
+        };
+        pattern.validate()?;
+        Ok(pattern)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_round_trips() {
+        for text in [
+            "dense",
+            "a-shape:4,64",
+            "tri-shape:4,64,16",
+            "vertical-slash:30,800",
+            "vertical-slash-tiles:8,24",
+            "block-sparse:16",
+        ] {
+            assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn wrong_text_is_refused() {
+        for text in [
+            "",
+            "dense:1",
+            "a-shape",
+            "a-shape:1",
+            "a-shape:1,0",
+            "a-shape:1,x",
+            "vertical-slash:0,0",
+            "block-sparse:0",
+            "slash:1,2",
+            "a-shape:1,2,",
+        ] {
+            assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn default_grows_slowly() {
+        let tiles = |n| match Pattern::default_for(n) {
+            Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => vertical + slash,
+            other => panic!("{other}"),
+        };
+        assert!(tiles(1) <= tiles(4096) && tiles(4096) < tiles(8192));
+        assert_eq!(tiles(65536) - tiles(32768), 12);
+        assert!(tiles(1 << 20) < 160);
+    }
 }

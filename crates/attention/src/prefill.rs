@@ -1,7 +1,17 @@
-//! The two entry points: attention of a prompt (or a chunk of it), and of one decoded token.
+//! The entry points: attention of a prompt (or a chunk of it), and of one decoded token.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
+use rayon::prelude::*;
+
+use crate::cost;
+use crate::cpu::cache::Cache;
+use crate::cpu::prefill::Call;
+use crate::cpu::{self, Isa, TILE};
+use crate::estimate::estimate;
+use crate::index::SparseIndex;
 use crate::{Element, Error, Pattern, Rows, RowsMut};
 
 /// Options of [`prefill`].
@@ -9,12 +19,26 @@ use crate::{Element, Error, Pattern, Rows, RowsMut};
 pub struct Options<'a> {
     /// Softmax scale; `None` = 1/sqrt(dim).
     pub scale: Option<f32>,
-    /// Use dense attention for a head whose sparse cost (index + tiles) would not be lower.
+    /// Run a head dense where its pattern, index building included, would cost no less.
     pub dense_fallback: bool,
-    /// Measure recall (the share of attention mass kept) on sampled rows.
+    /// Measure recall on sampled rows.
     pub audit: Option<Audit>,
-    /// Set to stop early; the call then returns [`Error::Cancelled`].
+    /// Set to stop early; the call then returns [`Error::Cancelled`] and what it wrote is incomplete.
     pub cancel: Option<&'a AtomicBool>,
+    /// Instruction set to use; `None` = the fastest that computes in f32 ([`Isa::detect`]). See [`Isa::bf16`] for a faster one.
+    pub isa: Option<Isa>,
+}
+
+impl Options<'_> {
+    fn isa(&self) -> Isa {
+        self.isa.unwrap_or_else(Isa::detect)
+    }
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Options { scale: None, dense_fallback: true, audit: None, cancel: None, isa: None }
+    }
 }
 
 /// How many query rows a recall audit samples per head.
@@ -22,6 +46,15 @@ pub struct Options<'a> {
 pub struct Audit {
     /// Rows per head, evenly spread; the last row is always one of them.
     pub rows: usize,
+}
+
+/// Share of attention mass kept, `exp(lse_sparse - lse_dense)`, over the audited rows of a head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recall {
+    /// Mean.
+    pub mean: f64,
+    /// Least.
+    pub min: f64,
 }
 
 /// What one query head did.
@@ -33,8 +66,8 @@ pub struct HeadReport {
     pub tiles: u64,
     /// Key tiles dense causal attention visits.
     pub dense_tiles: u64,
-    /// Mean and least recall over the audited rows.
-    pub recall: Option<(f64, f64)>,
+    /// Recall, if an audit was asked for.
+    pub recall: Option<Recall>,
 }
 
 /// What a call of [`prefill`] did.
@@ -48,30 +81,214 @@ pub struct Report {
     pub attention_seconds: f64,
 }
 
+/// Builds the sparse index of every query head: what [`prefill`] visits.
+///
+/// Shapes as for [`prefill`].
+///
+/// # Errors
+/// As for [`prefill`].
+pub fn build_indexes<T: Element>(
+    q: Rows<'_, f32>,
+    k: Rows<'_, T>,
+    patterns: &[Pattern],
+    options: &Options<'_>,
+) -> Result<Vec<SparseIndex>, Error> {
+    check(q, k, patterns)?;
+    let call = Call::new(q, Cache::pack(options.isa(), k, k, 0..k.heads()), options);
+    Ok(plan(&call, patterns, 0..q.heads(), options).into_iter().map(|(_, index)| index).collect())
+}
+
 /// Causal attention of the last `q.rows()` positions of a sequence of `k.rows()` positions.
 ///
 /// Shapes: `q` and `out` `[n, query heads, dim]`, `k` and `v` `[kv_len, kv heads, dim]` with `kv_len >= n`; query row `i` stands
-/// at position `kv_len - n + i`. `patterns` has one entry a query head. `lse` (natural log-sum-exp), if given, is
-/// `[query heads][n]`.
+/// at position `kv_len - n + i`. Query heads share key/value heads in groups (GQA). `patterns` has one entry a query head. `lse`
+/// (natural log-sum-exp), if given, is `[query heads][n]`.
+///
+/// # Errors
+/// [`Error::Shape`] when shapes do not fit together, [`Error::Pattern`] for a pattern that makes no sense, [`Error::Cancelled`] when
+/// `options.cancel` was set.
 pub fn prefill<T: Element>(
-    _q: Rows<'_, f32>,
-    _k: Rows<'_, T>,
-    _v: Rows<'_, T>,
-    _patterns: &[Pattern],
-    _options: &Options<'_>,
-    _out: RowsMut<'_, f32>,
-    _lse: Option<&mut [f32]>,
+    q: Rows<'_, f32>,
+    k: Rows<'_, T>,
+    v: Rows<'_, T>,
+    patterns: &[Pattern],
+    options: &Options<'_>,
+    out: RowsMut<'_, f32>,
+    lse: Option<&mut [f32]>,
 ) -> Result<Report, Error> {
-    todo!()
+    check_values(k, v)?;
+    if (out.rows, out.heads, out.dim) != (q.rows(), q.heads(), q.dim()) {
+        return Err(Error::Shape(format!(
+            "the output is {} rows x {} heads x {}, the queries are {} x {} x {}",
+            out.rows,
+            out.heads,
+            out.dim,
+            q.rows(),
+            q.heads(),
+            q.dim()
+        )));
+    }
+    let wanted = q.heads() * q.rows();
+    if let Some(lse) = lse.as_ref().filter(|lse| lse.len() != wanted) {
+        return Err(Error::Shape(format!("the log-sum-exp has {} elements, {wanted} are needed", lse.len())));
+    }
+    check(q, k, patterns)?;
+    let mut out = out;
+    let mut own_lse = vec![];
+    let lse = lse.unwrap_or_else(|| {
+        own_lse.resize(wanted, 0.0);
+        &mut own_lse
+    });
+
+    // Key/value heads are taken a few at a time, enough to give every thread a query head: packed forms stay small and warm.
+    let group = q.heads() / k.heads();
+    let batch = rayon::current_num_threads().div_ceil(group).min(k.heads());
+    let mut report = Report { heads: vec![], index_seconds: 0.0, attention_seconds: 0.0 };
+    for kv_heads in (0..k.heads()).step_by(batch).map(|h| h..(h + batch).min(k.heads())) {
+        let began = Instant::now();
+        let heads = kv_heads.start * group..kv_heads.end * group;
+        let first = heads.start;
+        let call = Call::new(q, Cache::pack(options.isa(), k, v, kv_heads), options);
+        let (ran, indexes): (Vec<_>, Vec<_>) = plan(&call, patterns, heads.clone(), options).into_iter().unzip();
+        report.index_seconds += began.elapsed().as_secs_f64();
+
+        let began = Instant::now();
+        cpu::prefill::attend(&call, first, &indexes, &mut out, lse)?;
+        report.attention_seconds += began.elapsed().as_secs_f64();
+
+        report.heads.par_extend(heads.into_par_iter().map(|head| {
+            let i = head - first;
+            HeadReport {
+                pattern: ran[i],
+                tiles: indexes[i].total_tiles(),
+                dense_tiles: indexes[i].total_dense_tiles(),
+                recall: options.audit.map(|audit| recall(&call, head, audit, lse)),
+            }
+        }));
+    }
+    Ok(report)
 }
 
-/// Attention of one new token over the whole cache: `q` and `out` are `[query heads * dim]`, `k` and `v` `[kv_len, kv heads, dim]`.
+/// Attention of one new token over the whole cache: `q` and `out` are `[query heads][dim]`, `k` and `v` `[kv_len, kv heads, dim]`.
+///
+/// # Errors
+/// [`Error::Shape`] when shapes do not fit together.
 pub fn decode<T: Element>(
-    _q: &[f32],
-    _k: Rows<'_, T>,
-    _v: Rows<'_, T>,
-    _scale: Option<f32>,
-    _out: &mut [f32],
+    q: &[f32],
+    k: Rows<'_, T>,
+    v: Rows<'_, T>,
+    scale: Option<f32>,
+    out: &mut [f32],
 ) -> Result<(), Error> {
-    todo!()
+    check_values(k, v)?;
+    let group = k.heads() * k.dim();
+    if q.is_empty() || !q.len().is_multiple_of(group) || out.len() != q.len() {
+        return Err(Error::Shape(format!(
+            "a query of {} elements and an output of {} do not fit {} key heads of {}",
+            q.len(),
+            out.len(),
+            k.heads(),
+            k.dim()
+        )));
+    }
+    let scale = scale.unwrap_or(1.0 / (k.dim() as f32).sqrt());
+    cpu::decode::attend(Isa::detect(), q, k, v, scale, out);
+    Ok(())
+}
+
+fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Error> {
+    if (k.rows(), k.heads(), k.dim()) == (v.rows(), v.heads(), v.dim()) {
+        return Ok(());
+    }
+    Err(Error::Shape(format!(
+        "keys are {} rows x {} heads x {}, values are {} x {} x {}",
+        k.rows(),
+        k.heads(),
+        k.dim(),
+        v.rows(),
+        v.heads(),
+        v.dim()
+    )))
+}
+
+fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern]) -> Result<(), Error> {
+    if q.dim() != k.dim() || !q.heads().is_multiple_of(k.heads()) || q.rows() > k.rows() {
+        return Err(Error::Shape(format!(
+            "queries of {} rows x {} heads x {} do not fit keys of {} rows x {} heads x {}: head dims must be equal, query heads a \
+             multiple of key heads, and no more query rows than key rows",
+            q.rows(),
+            q.heads(),
+            q.dim(),
+            k.rows(),
+            k.heads(),
+            k.dim()
+        )));
+    }
+    if patterns.len() != q.heads() {
+        return Err(Error::Shape(format!("{} patterns for {} query heads", patterns.len(), q.heads())));
+    }
+    patterns.iter().try_for_each(Pattern::validate)
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    fn new(q: Rows<'a, f32>, cache: Cache<'a, T>, options: &Options<'a>) -> Self {
+        let scale = options.scale.unwrap_or(1.0 / (q.dim() as f32).sqrt());
+        Call { isa: options.isa(), q, scale, cache, cancel: options.cancel }
+    }
+}
+
+/// Pattern that runs and index of each of the query heads `heads`.
+fn plan<T: Element>(
+    call: &Call<'_, T>,
+    patterns: &[Pattern],
+    heads: Range<usize>,
+    options: &Options<'_>,
+) -> Vec<(Pattern, SparseIndex)> {
+    let (q, k) = (call.q, call.cache.k);
+    let dense = SparseIndex::dense(k.rows() - q.rows(), q.rows(), TILE);
+    heads
+        .into_par_iter()
+        .map(|head| {
+            let pattern = patterns[head];
+            if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, &dense)) {
+                return (Pattern::Dense, dense.clone());
+            }
+            let index = estimate(call.isa, pattern, q, &call.cache, head, call.scale);
+            if options.dense_fallback && !cost::wins(&index, &dense) {
+                (Pattern::Dense, dense.clone())
+            } else {
+                (pattern, index)
+            }
+        })
+        .collect()
+}
+
+/// `count` rows of `rows`, evenly spread, ascending, the last one among them.
+fn sampled_rows(rows: usize, count: usize) -> Vec<usize> {
+    let count = count.clamp(1, rows);
+    (1..=count).map(|i| (i as u128 * rows as u128 / count as u128) as usize - 1).collect()
+}
+
+/// Recall of the audited rows of a head, whose log-sum-exp is in `lse`.
+fn recall<T: Element>(call: &Call<'_, T>, head: usize, audit: Audit, lse: &[f32]) -> Recall {
+    let rows = sampled_rows(call.q.rows(), audit.rows);
+    let dense = cpu::prefill::dense_lse(call, head, &rows);
+    let sparse = rows.iter().map(|&row| lse[head * call.q.rows() + row]);
+    let each: Vec<f64> = sparse.zip(dense).map(|(sparse, dense)| (sparse as f64 - dense as f64).exp()).collect();
+    Recall {
+        mean: each.iter().sum::<f64>() / each.len() as f64,
+        min: each.iter().copied().fold(f64::INFINITY, f64::min),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn audited_rows_end_at_the_last() {
+        assert_eq!(sampled_rows(1, 8), [0]);
+        assert_eq!(sampled_rows(10, 2), [4, 9]);
+        assert_eq!(sampled_rows(5, 100), [0, 1, 2, 3, 4]);
+    }
 }

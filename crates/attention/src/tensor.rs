@@ -1,25 +1,47 @@
 //! Borrowed strided views of `[rows, heads, dim]` tensors.
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
 use crate::Error;
 
 /// Element types of the key/value cache.
 pub trait Element: Copy + Send + Sync + 'static {
-    /// Widens to f32.
+    /// The value as f32, exactly.
     fn to_f32(self) -> f32;
+    /// Converts a row; both slices have the same length.
+    fn widen(from: &[Self], to: &mut [f32]);
 }
+
 impl Element for f32 {
     fn to_f32(self) -> f32 {
         self
     }
-}
-impl Element for half::f16 {
-    fn to_f32(self) -> f32 {
-        half::f16::to_f32(self)
+    #[inline]
+    fn widen(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
     }
 }
-impl Element for half::bf16 {
+
+impl Element for f16 {
     fn to_f32(self) -> f32 {
-        half::bf16::to_f32(self)
+        f16::to_f32(self)
+    }
+    #[inline]
+    fn widen(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Element for bf16 {
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[inline]
+    fn widen(from: &[bf16], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits((from.to_bits() as u32) << 16);
+        }
     }
 }
 
@@ -48,6 +70,9 @@ impl<'a, T> Rows<'a, T> {
         Ok(Self { data, rows, heads, dim, row_stride, head_stride })
     }
     /// A view of `[rows, heads, dim]` without gaps.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a dimension is zero or the slice is too short.
     pub fn contiguous(data: &'a [T], rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
         Self::new(data, rows, heads, dim, heads * dim, dim)
     }
@@ -83,7 +108,10 @@ pub struct RowsMut<'a, T> {
 }
 
 impl<'a, T> RowsMut<'a, T> {
-    /// A view with explicit strides. Rows of different `(row, head)` must not overlap.
+    /// A view with explicit strides, in elements.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a dimension is zero, the slice is too short, or rows of different `(row, head)` would overlap.
     pub fn new(
         data: &'a mut [T],
         rows: usize,
@@ -93,9 +121,17 @@ impl<'a, T> RowsMut<'a, T> {
         head_stride: usize,
     ) -> Result<Self, Error> {
         check(data.len(), rows, heads, dim, row_stride, head_stride)?;
+        if overlaps(rows, heads, dim, row_stride, head_stride) {
+            return Err(Error::Shape(format!(
+                "rows of a mutable view of {rows} rows x {heads} heads x {dim} overlap with strides {row_stride} and {head_stride}"
+            )));
+        }
         Ok(Self { data, rows, heads, dim, row_stride, head_stride })
     }
     /// A view of `[rows, heads, dim]` without gaps.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a dimension is zero or the slice is too short.
     pub fn contiguous(data: &'a mut [T], rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
         Self::new(data, rows, heads, dim, heads * dim, dim)
     }
@@ -112,11 +148,49 @@ fn check(
     if rows == 0 || heads == 0 || dim == 0 {
         return Err(Error::Shape(format!("a view of {rows} rows x {heads} heads x {dim} is empty")));
     }
-    let needed = (rows - 1) * row_stride + (heads - 1) * head_stride + dim;
-    if len < needed {
-        return Err(Error::Shape(format!(
-            "a view of {rows} rows x {heads} heads x {dim} (strides {row_stride}, {head_stride}) needs {needed} elements, the slice has {len}"
-        )));
+    let last = |count: usize, stride: usize| (count - 1).checked_mul(stride);
+    let needed = last(rows, row_stride)
+        .zip(last(heads, head_stride))
+        .and_then(|(r, h)| r.checked_add(h)?.checked_add(dim))
+        .filter(|&needed| needed <= len);
+    needed.map(|_| ()).ok_or_else(|| {
+        Error::Shape(format!(
+            "a view of {rows} rows x {heads} heads x {dim} (strides {row_stride} and {head_stride}) reaches past its slice of {len} \
+             elements"
+        ))
+    })
+}
+
+/// Whether `(row, head)` rows of `dim` elements can overlap: they cannot when one dimension's steps clear the whole of the other's.
+fn overlaps(rows: usize, heads: usize, dim: usize, row_stride: usize, head_stride: usize) -> bool {
+    let clears = |outer: (usize, usize), inner: (usize, usize)| {
+        (inner.0 == 1 || inner.1 >= dim) && (outer.0 == 1 || outer.1 >= (inner.0 - 1) * inner.1 + dim)
+    };
+    let (row, head) = ((rows, row_stride), (heads, head_stride));
+    !clears(row, head) && !clears(head, row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_check_their_slice() {
+        let data = [0f32; 24];
+        assert!(Rows::contiguous(&data, 2, 3, 4).is_ok());
+        assert!(Rows::contiguous(&data, 3, 3, 4).is_err());
+        assert!(Rows::contiguous(&data, 0, 3, 4).is_err());
+        assert!(Rows::new(&data, 2, 3, 4, usize::MAX, 4).is_err());
+        assert_eq!(Rows::new(&data, 2, 3, 4, 4, 8).unwrap().heads(), 3);
     }
-    Ok(())
+
+    #[test]
+    fn mutable_views_refuse_overlap() {
+        let mut data = [0f32; 24];
+        assert!(RowsMut::new(&mut data, 2, 3, 4, 4, 8).is_ok());
+        assert!(RowsMut::new(&mut data, 2, 3, 4, 12, 4).is_ok());
+        assert!(RowsMut::new(&mut data, 2, 3, 4, 4, 4).is_err());
+        assert!(RowsMut::new(&mut data, 2, 3, 4, 0, 4).is_err());
+        assert!(RowsMut::new(&mut data, 1, 3, 4, 0, 4).is_ok());
+    }
 }

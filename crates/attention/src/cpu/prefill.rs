@@ -1,0 +1,118 @@
+//! Attention of a prompt over the heads' sparse indexes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+
+use super::cache::{Cache, Keys};
+use super::panel::{KEYS, Panel};
+use super::{Isa, TILE};
+use crate::index::SparseIndex;
+use crate::{Element, Error, Rows, RowsMut};
+
+/// A raw pointer that threads may share because they write disjoint places.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+// SAFETY: every use writes the rows of one (query tile, head) task, and no two tasks share one.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `at .. at + len` is inside the allocation and no other reference to it is alive.
+    unsafe fn slice<'a>(self, at: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}
+
+/// What all tasks of a call share.
+pub(crate) struct Call<'a, T> {
+    pub isa: Isa,
+    pub q: Rows<'a, f32>,
+    pub scale: f32,
+    pub cache: Cache<'a, T>,
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Computes output and log-sum-exp of the query heads `first_head ..`, one an index. `lse` is `[query heads][rows]`.
+pub(crate) fn attend<T: Element>(
+    call: &Call<'_, T>,
+    first_head: usize,
+    indexes: &[SparseIndex],
+    out: &mut RowsMut<'_, f32>,
+    lse: &mut [f32],
+) -> Result<(), Error> {
+    let q = call.q;
+    let rows = q.rows();
+    assert_eq!(lse.len(), q.heads() * rows);
+    // The last query tile visits the most keys: it starts first, so that no thread is left alone with it at the end.
+    let tiles = rows.div_ceil(TILE.queries);
+    let tasks: Vec<(usize, usize)> =
+        (0..tiles).rev().flat_map(|tile| (0..indexes.len()).map(move |i| (i, tile))).collect();
+    let (row_stride, head_stride, dim) = (out.row_stride, out.head_stride, out.dim);
+    let out = Shared(out.data.as_mut_ptr());
+    let lse = Shared(lse.as_mut_ptr());
+    let stopped = || call.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
+    let scratch = || (Panel::new(call.isa, TILE.queries, q.dim()), Vec::new());
+    tasks.par_iter().with_max_len(1).for_each_init(scratch, |(panel, columns), &(i, tile)| {
+        if stopped() {
+            return;
+        }
+        let head = first_head + i;
+        attend_tile(call, panel, columns, &indexes[i], tile, head);
+        let first = tile * TILE.queries;
+        for (lane, row) in (first..(first + TILE.queries).min(rows)).enumerate() {
+            // SAFETY: row `row` of head `head` belongs to this task alone; `RowsMut` checked the bounds and that rows do not overlap.
+            panel.write_output(lane, unsafe { out.slice(row * row_stride + head * head_stride, dim) });
+            // SAFETY: `lse` holds `heads * rows` elements, this one belongs to this task alone.
+            let lse = unsafe { lse.slice(head * rows + row, 1) };
+            lse[0] = panel.lse(lane);
+        }
+    });
+    if stopped() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// Leaves output and log-sum-exp of query tile `tile` in `panel`.
+fn attend_tile<T: Element>(
+    call: &Call<'_, T>,
+    panel: &mut Panel,
+    columns: &mut Vec<usize>,
+    index: &SparseIndex,
+    tile: usize,
+    head: usize,
+) {
+    let kv_head = head / (call.q.heads() / call.cache.k.heads());
+    let positions = index.positions(tile);
+    let m0 = positions.start;
+    panel.set_queries(positions.map(|p| (p, call.q.row(p - index.start(), head))), call.scale);
+    for span in index.spans(tile) {
+        let first = (span.end > m0 + 1).then_some(span.start);
+        panel.step(&call.cache, kv_head, &Keys::Run(span), first);
+    }
+    columns.clear();
+    index.live_columns(tile, columns);
+    for keys in columns.chunks(KEYS) {
+        panel.step(&call.cache, kv_head, &Keys::List(keys), None);
+    }
+}
+
+/// Log-sum-exp over all keys of the given query rows of a head (ascending): what dense attention would have summed.
+pub(crate) fn dense_lse<T: Element>(call: &Call<'_, T>, head: usize, rows: &[usize]) -> Vec<f32> {
+    let (q, k) = (call.q, call.cache.k);
+    let start = k.rows() - q.rows();
+    let kv_head = head / (q.heads() / k.heads());
+    let mut all = Vec::with_capacity(rows.len());
+    let mut panel = Panel::new(call.isa, TILE.queries, q.dim());
+    for rows in rows.chunks(TILE.queries) {
+        panel.set_queries(rows.iter().map(|&r| (start + r, q.row(r, head))), call.scale);
+        let end = start + rows[rows.len() - 1] + 1;
+        for first in (0..end).step_by(KEYS) {
+            panel.score(&call.cache, kv_head, &Keys::Run(first..(first + KEYS).min(end)), Some(first));
+            panel.softmax();
+        }
+        all.extend((0..rows.len()).map(|lane| panel.lse(lane)));
+    }
+    all
+}

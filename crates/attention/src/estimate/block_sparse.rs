@@ -1,0 +1,79 @@
+//! Block-sparse: for every query tile the key tiles of largest mean-pooled score (MInference, algorithm 3).
+//!
+//! Unlike the original, the query tile's own key tile and the first tile are always kept: a row never loses its own position.
+
+use crate::cpu::cache::{Cache, Keys};
+use crate::cpu::panel::{KEYS, Panel};
+use crate::cpu::{Isa, TILE};
+use crate::index::{BlockLists, SparseIndex};
+use crate::{Element, Rows};
+
+/// Chooses `blocks` key tiles per query tile of a head.
+pub(super) fn choose<T: Element>(
+    isa: Isa,
+    q: Rows<'_, f32>,
+    k: Rows<'_, T>,
+    head: usize,
+    blocks: usize,
+) -> SparseIndex {
+    let (rows, start, dim) = (q.rows(), k.rows() - q.rows(), q.dim());
+    let index = SparseIndex::dense(start, rows, TILE);
+    let kv_head = head / (q.heads() / k.heads());
+    let pooled_q = pool(rows, TILE.queries, dim, |row, to| to.copy_from_slice(q.row(row, head)));
+    let pooled_k = pool(k.rows(), TILE.keys, dim, |row, to| T::widen(k.row(row, kv_head), to));
+    let key_tiles = k.rows().div_ceil(TILE.keys);
+    let keys = Rows::contiguous(&pooled_k, key_tiles, 1, dim).expect("the pooled keys fill their shape");
+    let keys = Cache::unpacked(keys, keys);
+
+    let mut lists = BlockLists { begin: vec![0], tiles: vec![] };
+    let mut panel = Panel::new(isa, TILE.queries, dim);
+    let width = panel.width();
+    let mut scores = vec![0f32; width * key_tiles];
+    for first_tile in (0..index.query_tiles()).step_by(width) {
+        let lanes = width.min(index.query_tiles() - first_tile);
+        // The scale does not change which scores are largest.
+        panel.set_queries((first_tile..first_tile + lanes).map(|t| (t, &pooled_q[t * dim..(t + 1) * dim])), 1.0);
+        for base in (0..key_tiles).step_by(KEYS) {
+            panel.score(&keys, 0, &Keys::Run(base..(base + KEYS).min(key_tiles)), None);
+            for (i, row) in panel.scores().chunks_exact(width).enumerate() {
+                for (lane, &score) in row[..lanes].iter().enumerate() {
+                    scores[lane * key_tiles + base + i] = score;
+                }
+            }
+        }
+        for lane in 0..lanes {
+            let positions = index.positions(first_tile + lane);
+            let own = (positions.start / TILE.keys) as u32;
+            let last = ((positions.end - 1) / TILE.keys) as u32;
+            let scores = &scores[lane * key_tiles..(lane + 1) * key_tiles];
+            let key = |b: u32| if b == 0 || b >= own { f32::INFINITY } else { scores[b as usize] };
+            let mut order: Vec<u32> = (0..=last).collect();
+            // A query tile that straddles two key tiles, and the first, are kept whatever the budget.
+            let forced = (last - own + 1) as usize + usize::from(own > 0);
+            let count = blocks.max(forced);
+            if count < order.len() {
+                order.select_nth_unstable_by(count, |&a, &b| key(b).total_cmp(&key(a)).then(a.cmp(&b)));
+                order.truncate(count);
+                order.sort_unstable();
+            }
+            lists.tiles.extend(order);
+            lists.begin.push(lists.tiles.len());
+        }
+    }
+    SparseIndex::from_blocks(start, rows, TILE, lists)
+}
+
+/// Means of runs of `run` rows.
+fn pool(rows: usize, run: usize, dim: usize, read: impl Fn(usize, &mut [f32])) -> Vec<f32> {
+    let mut pooled = vec![0f32; rows.div_ceil(run) * dim];
+    let mut row_values = vec![0f32; dim];
+    for (first, mean) in (0..rows).step_by(run).zip(pooled.chunks_exact_mut(dim)) {
+        let end = (first + run).min(rows);
+        for row in first..end {
+            read(row, &mut row_values);
+            mean.iter_mut().zip(&row_values).for_each(|(m, x)| *m += x);
+        }
+        mean.iter_mut().for_each(|m| *m /= (end - first) as f32);
+    }
+    pooled
+}
