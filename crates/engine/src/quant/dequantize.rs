@@ -51,11 +51,11 @@ fn dequantize_blocks<F: Format>(bytes: &[u8], out: &mut [f32]) {
 /// sign in those formats. Only subtracting a min rounds, once, as in ggml.
 #[inline(always)]
 fn elements<F: Format>(tile: &Tile, out: &mut [f32; TILE]) {
-    for (g, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-        let (scale, min) = (tile.scales[g], tile.mins[g]);
-        for i in 0..GROUP {
-            let product = scale * (i32::from(tile.codes[g * GROUP + i]) - i32::from(F::ZERO)) as f32;
-            out[i] = if F::ZERO == 0 { product - min } else { product };
+    let groups = out.as_chunks_mut::<GROUP>().0.iter_mut().zip(tile.codes.as_chunks::<GROUP>().0);
+    for ((out, codes), (scale, min)) in groups.zip(tile.scales.iter().zip(&tile.mins)) {
+        for (out, code) in out.iter_mut().zip(codes) {
+            let product = scale * (i32::from(*code) - i32::from(F::ZERO)) as f32;
+            *out = if F::ZERO == 0 { product - min } else { product };
         }
     }
 }

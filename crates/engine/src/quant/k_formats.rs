@@ -44,9 +44,9 @@ impl Format for Q2K {
     fn unpack<S: Simd>(_: S, block: &[u8], tile: &mut Tile) {
         let block = &block[..Self::BLOCK_BYTES];
         let (scale, min) = (half(&block[80..]), half(&block[82..]));
-        for g in 0..GROUPS {
-            tile.scales[g] = scale * f32::from(block[g] & 15);
-            tile.mins[g] = min * f32::from(block[g] >> 4);
+        for (g, both) in block[..GROUPS].iter().enumerate() {
+            tile.scales[g] = scale * f32::from(both & 15);
+            tile.mins[g] = min * f32::from(both >> 4);
         }
         for h in 0..2 {
             let plane = &block[16 + 32 * h..][..32];
