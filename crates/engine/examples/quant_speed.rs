@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let bytes: u64 = matrices.iter().map(|m| m.bytes_len()).sum();
         let elements: usize = matrices.iter().map(|m| m.rows() * m.cols()).sum();
         let mut best = [f64::INFINITY; 2];
-        for _ in 0..5 {
+        for _ in 0..15 {
             let start = Instant::now();
             for m in &matrices {
                 let rows = (64 << 10) / m.cols();

@@ -186,7 +186,7 @@ fn place(entry: Entry, data_start: Option<u64>, alignment: u64, file_len: usize)
     }
     let rows = dimensions[1..].iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or_else(too_large)?;
     let len = rows.checked_mul(dtype.row_len(dimensions[0])?).ok_or_else(too_large)?;
-    if offset % alignment != 0 {
+    if !offset.is_multiple_of(alignment) {
         return Err(format!("the data's offset {offset} is not a multiple of the file's alignment {alignment}"));
     }
     let start = data_start.and_then(|start| start.checked_add(offset));

@@ -2,6 +2,7 @@
 use super::DType;
 use super::float::{Bf16, F16, F32, Float};
 use super::isa::{Isa, multiversion};
+use super::simd::Portable;
 use super::tile::{Format, GROUP, TILE, Tile, with_format};
 
 /// Turns whole blocks into floats. The values are those of ggml's reference, bit for bit.
@@ -35,12 +36,12 @@ fn dequantize_blocks<F: Format>(bytes: &[u8], out: &mut [f32]) {
     let (out, out_tail) = out.as_chunks_mut::<TILE>();
     let (blocks, blocks_tail) = bytes.split_at(out.len() * F::TILE_BYTES);
     for (blocks, out) in blocks.chunks_exact(F::TILE_BYTES).zip(out) {
-        F::unpack(blocks, &mut tile);
+        F::unpack(Portable, blocks, &mut tile);
         elements::<F>(&tile, out);
     }
     if !out_tail.is_empty() {
         let mut last = [0.0; TILE];
-        F::unpack(blocks_tail, &mut tile);
+        F::unpack(Portable, blocks_tail, &mut tile);
         elements::<F>(&tile, &mut last);
         out_tail.copy_from_slice(&last[..out_tail.len()]);
     }
@@ -50,11 +51,11 @@ fn dequantize_blocks<F: Format>(bytes: &[u8], out: &mut [f32]) {
 /// sign in those formats. Only subtracting a min rounds, once, as in ggml.
 #[inline(always)]
 fn elements<F: Format>(tile: &Tile, out: &mut [f32; TILE]) {
-    for (g, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-        let (scale, min) = (tile.scales[g], tile.mins[g]);
-        for i in 0..GROUP {
-            let product = scale * (i32::from(tile.codes[g * GROUP + i]) - i32::from(F::ZERO)) as f32;
-            out[i] = if F::ZERO == 0 { product - min } else { product };
+    let groups = out.as_chunks_mut::<GROUP>().0.iter_mut().zip(tile.codes.as_chunks::<GROUP>().0);
+    for ((out, codes), (scale, min)) in groups.zip(tile.scales.iter().zip(&tile.mins)) {
+        for (out, code) in out.iter_mut().zip(codes) {
+            let product = scale * (i32::from(*code) - i32::from(F::ZERO)) as f32;
+            *out = if F::ZERO == 0 { product - min } else { product };
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Scales (and mins) come in two levels: small integers, one per 16 or 32 elements, times one or two floats of 16 bits.
 //! Codes are stored as planes: a plane of bytes holds, in different bits, elements that lie 32 apart.
 use super::float::f16_to_f32;
+use super::simd::Simd;
 use super::tile::{Format, GROUPS, TILE, Tile};
 
 /// 2 bits; a scale and a min of 4 bits per 16 elements.
@@ -40,12 +41,12 @@ impl Format for Q2K {
 
     /// scales and mins \[16\], codes \[64\], scale, min
     #[inline(always)]
-    fn unpack(block: &[u8], tile: &mut Tile) {
+    fn unpack<S: Simd>(_: S, block: &[u8], tile: &mut Tile) {
         let block = &block[..Self::BLOCK_BYTES];
         let (scale, min) = (half(&block[80..]), half(&block[82..]));
-        for g in 0..GROUPS {
-            tile.scales[g] = scale * f32::from(block[g] & 15);
-            tile.mins[g] = min * f32::from(block[g] >> 4);
+        for (g, both) in block[..GROUPS].iter().enumerate() {
+            tile.scales[g] = scale * f32::from(both & 15);
+            tile.mins[g] = min * f32::from(both >> 4);
         }
         for h in 0..2 {
             let plane = &block[16 + 32 * h..][..32];
@@ -67,7 +68,7 @@ impl Format for Q3K {
 
     /// top bits \[32\], low bits \[64\], scales \[12\], scale
     #[inline(always)]
-    fn unpack(block: &[u8], tile: &mut Tile) {
+    fn unpack<S: Simd>(_: S, block: &[u8], tile: &mut Tile) {
         let block = &block[..Self::BLOCK_BYTES];
         let scale = half(&block[108..]);
         // Scale g: low 4 bits in nibble g of the first 8 bytes, counting all low nibbles first; top 2 bits in byte g % 4 of the
@@ -115,7 +116,7 @@ impl Format for Q4K {
 
     /// scale, min, scales and mins \[12\], codes \[128\]
     #[inline(always)]
-    fn unpack(block: &[u8], tile: &mut Tile) {
+    fn unpack<S: Simd>(_: S, block: &[u8], tile: &mut Tile) {
         let block = &block[..Self::BLOCK_BYTES];
         scales_and_mins(block, tile);
         for q in 0..4 {
@@ -136,7 +137,7 @@ impl Format for Q5K {
 
     /// scale, min, scales and mins \[12\], top bits \[32\], low bits \[128\]
     #[inline(always)]
-    fn unpack(block: &[u8], tile: &mut Tile) {
+    fn unpack<S: Simd>(_: S, block: &[u8], tile: &mut Tile) {
         let block = &block[..Self::BLOCK_BYTES];
         scales_and_mins(block, tile);
         let top = &block[16..48];
@@ -159,7 +160,7 @@ impl Format for Q6K {
 
     /// low nibbles \[128\], top bits \[64\], scales \[16\], scale
     #[inline(always)]
-    fn unpack(block: &[u8], tile: &mut Tile) {
+    fn unpack<S: Simd>(_: S, block: &[u8], tile: &mut Tile) {
         let block = &block[..Self::BLOCK_BYTES];
         let scale = half(&block[208..]);
         for g in 0..GROUPS {

@@ -3,6 +3,7 @@
 //! A block is a scale of 16 bits, in the `_1` formats a min of 16 bits (to be added), in the 5-bit formats the 32 top bits,
 //! and the codes: bytes, or nibbles of which the low ones are elements 0..16 and the high ones 16..32.
 use super::float::f16_to_f32;
+use super::simd::Simd;
 use super::tile::{Format, TILE, Tile};
 
 const BLOCK: usize = 32;
@@ -15,19 +16,34 @@ trait Block {
     /// Whether a min follows the scale.
     const MIN: bool = false;
     /// Unpacks what follows scale and min.
-    fn codes(payload: &[u8], codes: &mut [u8; BLOCK]);
+    fn codes<S: Simd>(simd: S, payload: &[u8]) -> [u8; BLOCK];
 }
 
 #[inline(always)]
-fn unpack<B: Block>(blocks: &[u8], tile: &mut Tile) {
+fn unpack<B: Block, S: Simd>(simd: S, blocks: &[u8], tile: &mut Tile) {
     let (mut scales, mut mins) = ([0; BLOCKS], [0; BLOCKS]);
-    let (codes, _) = tile.codes.as_chunks_mut::<BLOCK>();
-    for (((block, codes), scale), min) in blocks.chunks_exact(B::BYTES).zip(codes).zip(&mut scales).zip(&mut mins) {
-        *scale = u16::from_le_bytes([block[0], block[1]]);
+    let mut unpack = |i: usize, block: &[u8]| {
+        let block = &block[..B::BYTES];
+        scales[i] = u16::from_le_bytes([block[0], block[1]]);
         if B::MIN {
-            *min = u16::from_le_bytes([block[2], block[3]]);
+            mins[i] = u16::from_le_bytes([block[2], block[3]]);
         }
-        B::codes(&block[if B::MIN { 4 } else { 2 }..], codes);
+        tile.codes.as_chunks_mut().0[i] = B::codes(simd, &block[if B::MIN { 4 } else { 2 }..]);
+    };
+    if blocks.len() == BLOCKS * B::BYTES {
+        // Written out, because then, and only then, the compiler keeps a whole tile in registers.
+        unpack(0, blocks);
+        unpack(1, &blocks[B::BYTES..]);
+        unpack(2, &blocks[2 * B::BYTES..]);
+        unpack(3, &blocks[3 * B::BYTES..]);
+        unpack(4, &blocks[4 * B::BYTES..]);
+        unpack(5, &blocks[5 * B::BYTES..]);
+        unpack(6, &blocks[6 * B::BYTES..]);
+        unpack(7, &blocks[7 * B::BYTES..]);
+    } else {
+        for (i, block) in blocks.chunks_exact(B::BYTES).enumerate() {
+            unpack(i, block);
+        }
     }
     for i in 0..BLOCKS {
         let scale = f16_to_f32(scales[i]);
@@ -41,22 +57,30 @@ fn unpack<B: Block>(blocks: &[u8], tile: &mut Tile) {
     }
 }
 
-/// The nibbles of 16 bytes.
 #[inline(always)]
-fn nibbles(packed: &[u8], codes: &mut [u8; BLOCK]) {
+fn four_bits<S: Simd>(_: S, packed: &[u8]) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
     for i in 0..BLOCK / 2 {
         codes[i] = packed[i] & 15;
         codes[i + BLOCK / 2] = packed[i] >> 4;
     }
+    codes
 }
 
-/// Bit i of four bytes as bit 4 of code i, and the nibbles that follow.
 #[inline(always)]
-fn five_bits(packed: &[u8], codes: &mut [u8; BLOCK]) {
-    nibbles(&packed[4..], codes);
+fn five_bits<S: Simd>(simd: S, packed: &[u8]) -> [u8; BLOCK] {
+    let (top, low) = packed.split_at(4);
+    let low = four_bits(simd, low);
+    simd.set_bits(low, 4, [top[0], top[1], top[2], top[3]])
+}
+
+#[inline(always)]
+fn signed<S: Simd>(_: S, packed: &[u8]) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
     for i in 0..BLOCK {
-        codes[i] |= ((packed[i / 8] >> (i % 8)) & 1) << 4;
+        codes[i] = packed[i] ^ 0x80;
     }
+    codes
 }
 
 macro_rules! legacy_format {
@@ -69,8 +93,8 @@ macro_rules! legacy_format {
             const BYTES: usize = $bytes;
             const MIN: bool = $min;
             #[inline(always)]
-            fn codes(payload: &[u8], codes: &mut [u8; BLOCK]) {
-                $codes(payload, codes)
+            fn codes<S: Simd>(simd: S, payload: &[u8]) -> [u8; BLOCK] {
+                $codes(simd, payload)
             }
         }
 
@@ -79,22 +103,15 @@ macro_rules! legacy_format {
             const BLOCK_BYTES: usize = $bytes;
             const ZERO: u8 = $zero;
             #[inline(always)]
-            fn unpack(blocks: &[u8], tile: &mut Tile) {
-                unpack::<Self>(blocks, tile)
+            fn unpack<S: Simd>(simd: S, blocks: &[u8], tile: &mut Tile) {
+                unpack::<Self, S>(simd, blocks, tile)
             }
         }
     };
 }
 
-legacy_format!(/** 4 bits around 8. */ Q4_0, 18, zero: 8, min: false, nibbles);
-legacy_format!(/** 4 bits and a min. */ Q4_1, 20, zero: 0, min: true, nibbles);
+legacy_format!(/** 4 bits around 8. */ Q4_0, 18, zero: 8, min: false, four_bits);
+legacy_format!(/** 4 bits and a min. */ Q4_1, 20, zero: 0, min: true, four_bits);
 legacy_format!(/** 5 bits around 16. */ Q5_0, 22, zero: 16, min: false, five_bits);
 legacy_format!(/** 5 bits and a min. */ Q5_1, 24, zero: 0, min: true, five_bits);
-legacy_format!(
-    /** Signed bytes: with the top bit flipped, unsigned ones around 128. */
-    Q8_0, 34, zero: 128, min: false, |packed: &[u8], codes: &mut [u8; BLOCK]| {
-        for i in 0..BLOCK {
-            codes[i] = packed[i] ^ 0x80;
-        }
-    }
-);
+legacy_format!(/** Signed bytes: with the top bit flipped, unsigned ones around 128. */ Q8_0, 34, zero: 128, min: false, signed);

@@ -17,6 +17,7 @@ mod float;
 mod isa;
 mod k_formats;
 mod legacy_formats;
+mod simd;
 mod tile;
 
 pub use activations::Activations;
@@ -126,7 +127,7 @@ impl DType {
     /// The bytes of a row of `columns` elements; an error where that is not a whole number of blocks.
     pub fn row_len(self, columns: u64) -> Result<u64, String> {
         let block = self.block_len() as u64;
-        if columns % block != 0 {
+        if !columns.is_multiple_of(block) {
             return Err(format!("rows of {columns} elements are not whole {} blocks of {block}", self.name()));
         }
         (columns / block)

@@ -1,4 +1,5 @@
 //! What every block format is unpacked to.
+use super::simd::Simd;
 
 /// Elements in a tile.
 pub(super) const TILE: usize = 256;
@@ -38,8 +39,8 @@ pub(super) trait Format {
     /// What no block covers gets the scale and min 0 and any codes.
     ///
     /// Implementations are `#[inline(always)]` plain loops over arrays: compiled once per instruction set, they
-    /// vectorise for it.
-    fn unpack(blocks: &[u8], tile: &mut Tile);
+    /// vectorise for it. `simd` does what compilers vectorise badly.
+    fn unpack<S: Simd>(simd: S, blocks: &[u8], tile: &mut Tile);
 }
 
 /// Calls a generic with the format of a block type; floats go to the last arm.

@@ -7,16 +7,7 @@
 //! ```
 //!
 //! with groups g of 16, codes wc (unsigned) and xc (signed), scales ws and xs, mins wm. The inner sums are exact
-//! integers; the last bracket is stored with the vector. A file of this folder is one instruction set's way to add a
-//! tile up; this one has the loops.
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "aarch64")]
-mod neon;
-mod portable;
-
+//! integers; the last bracket is stored with the vector. [`Simd`] adds a tile up; here are the loops.
 #[cfg(test)]
 mod tests;
 
@@ -24,28 +15,8 @@ use super::DType;
 use super::activations::{ActivationTile, Activations};
 use super::float::{Bf16, F16, F32, Float};
 use super::isa::{Isa, Kind, multiversion};
-use super::tile::{Format, Tile, with_format};
-
-/// A dot product under way, in the registers of an instruction set.
-trait Accumulator {
-    /// Zero.
-    ///
-    /// # Safety
-    /// The processor must have the instruction set; so for the other functions.
-    unsafe fn new() -> Self;
-
-    /// Adds the product of two tiles.
-    ///
-    /// # Safety
-    /// See [`new`](Self::new).
-    unsafe fn add<F: Format>(&mut self, weights: &Tile, x: &ActivationTile);
-
-    /// The sum so far.
-    ///
-    /// # Safety
-    /// See [`new`](Self::new).
-    unsafe fn sum(self) -> f32;
-}
+use super::simd::{self, Portable, Simd};
+use super::tile::{Format, TILE, Tile, with_format};
 
 /// `out[r]` = row r of block-quantised `weights` times `x`.
 pub(crate) fn dot_rows(isa: Isa, dtype: DType, weights: &[u8], x: &Activations, out: &mut [f32]) {
@@ -58,35 +29,40 @@ fn rows_on<F: Format>(isa: Isa, weights: &[u8], row_bytes: usize, x: &[Activatio
     match isa.0 {
         // SAFETY: an `Isa` exists only where the processor has the instruction set.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512Vnni => unsafe { avx512::rows::<F>(weights, row_bytes, x, out) },
+        Kind::Avx512Vnni => unsafe { simd::avx512::rows::<F>(weights, row_bytes, x, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => unsafe { avx2::rows::<F>(weights, row_bytes, x, out) },
+        Kind::Avx2 => unsafe { simd::avx2::rows::<F>(weights, row_bytes, x, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
-        Kind::Neon => unsafe { neon::rows::<F>(weights, row_bytes, x, out) },
-        // SAFETY: this one needs nothing.
-        Kind::Portable => unsafe { rows::<F, portable::Sum>(weights, row_bytes, x, out) },
+        Kind::Neon => unsafe { simd::neon::rows::<F>(weights, row_bytes, x, out) },
+        Kind::Portable => rows::<F, _>(Portable, weights, row_bytes, x, out),
     }
 }
 
-/// The loops, to be inlined into a function compiled for the instruction set of `A`.
-///
-/// # Safety
-/// The processor must have that instruction set.
+/// The loops, to be inlined into a function compiled for the instruction set of `S`.
 #[inline(always)]
-unsafe fn rows<F: Format, A: Accumulator>(weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
+pub(super) fn rows<F: Format, S: Simd>(
+    simd: S,
+    weights: &[u8],
+    row_bytes: usize,
+    x: &[ActivationTile],
+    out: &mut [f32],
+) {
     let mut tile = Tile::new();
     for (row, out) in weights.chunks_exact(row_bytes).zip(out) {
-        // SAFETY: the caller vouches for the instruction set.
-        unsafe {
-            let mut sum = A::new();
-            for (blocks, x) in row.chunks(F::TILE_BYTES).zip(x) {
-                F::unpack(blocks, &mut tile);
-                sum.add::<F>(&tile, x);
-            }
-            *out = sum.sum();
+        let mut sum = simd.zero();
+        // Whole tiles and the rest apart: where the compiler knows the length it leaves the checks out.
+        let (whole, rest) = row.split_at(row.len() / F::TILE_BYTES * F::TILE_BYTES);
+        for (blocks, x) in whole.chunks_exact(F::TILE_BYTES).zip(x) {
+            F::unpack(simd, blocks, &mut tile);
+            simd.add::<F>(&mut sum, &tile, x);
         }
+        if F::BLOCK_LEN < TILE && !rest.is_empty() {
+            F::unpack(simd, rest, &mut tile);
+            simd.add::<F>(&mut sum, &tile, &x[x.len() - 1]);
+        }
+        *out = simd.total(sum);
     }
 }
 

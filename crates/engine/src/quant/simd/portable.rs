@@ -1,29 +1,32 @@
 //! Plain Rust.
-use super::Accumulator;
+use super::Simd;
 use crate::quant::activations::ActivationTile;
 use crate::quant::tile::{Format, GROUP, GROUPS, Tile};
 
-pub(super) struct Sum(f32);
+#[derive(Clone, Copy)]
+pub(in crate::quant) struct Portable;
 
-impl Accumulator for Sum {
+impl Simd for Portable {
+    type Sum = f32;
+
     #[inline(always)]
-    unsafe fn new() -> Self {
-        Self(0.0)
+    fn zero(self) -> f32 {
+        0.0
     }
 
     #[inline(always)]
-    unsafe fn add<F: Format>(&mut self, weights: &Tile, x: &ActivationTile) {
+    fn add<F: Format>(self, total: &mut f32, weights: &Tile, x: &ActivationTile) {
         for g in 0..GROUPS {
             let mut sum = 0;
             for i in g * GROUP..(g + 1) * GROUP {
                 sum += (i32::from(weights.codes[i]) - i32::from(F::ZERO)) * i32::from(x.codes[i]);
             }
-            self.0 += weights.scales[g] * x.scales[g] * sum as f32 - weights.mins[g] * x.sums[g];
+            *total += weights.scales[g] * x.scales[g] * sum as f32 - weights.mins[g] * x.sums[g];
         }
     }
 
     #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        self.0
+    fn total(self, sum: f32) -> f32 {
+        sum
     }
 }
