@@ -104,7 +104,11 @@ struct HeldBack<'a> {
 
 impl<'a> HeldBack<'a> {
     fn new(stop: &'a [String]) -> Self {
-        Self { stop: stop.iter().map(String::as_str).filter(|s| !s.is_empty()).collect(), text: String::new(), stopped: false }
+        Self {
+            stop: stop.iter().map(String::as_str).filter(|s| !s.is_empty()).collect(),
+            text: String::new(),
+            stopped: false,
+        }
     }
 
     /// Adds text; returns what is certain now, and whether a stop string appeared (right after it).
@@ -116,7 +120,11 @@ impl<'a> HeldBack<'a> {
             return (std::mem::take(&mut self.text), true);
         }
         // The longest tail that begins a stop string stays.
-        let tail = self.text.char_indices().map(|(at, _)| at).find(|&at| self.stop.iter().any(|stop| stop.starts_with(&self.text[at..])));
+        let tail = self
+            .text
+            .char_indices()
+            .map(|(at, _)| at)
+            .find(|&at| self.stop.iter().any(|stop| stop.starts_with(&self.text[at..])));
         let rest = self.text.split_off(tail.unwrap_or(self.text.len()));
         (std::mem::replace(&mut self.text, rest), false)
     }
@@ -147,7 +155,10 @@ mod tests {
 
     #[test]
     fn a_stop_string_across_tokens_never_shows() {
-        assert_eq!(run(&["\nUser:"], &["Hi", "\n", "Us", "er: x"]), (vec!["Hi".into(), "".into(), "".into(), "".into()], true));
+        assert_eq!(
+            run(&["\nUser:"], &["Hi", "\n", "Us", "er: x"]),
+            (vec!["Hi".into(), "".into(), "".into(), "".into()], true)
+        );
         // A false start is let go.
         assert_eq!(run(&["\nUser:"], &["Hi\n", "Use it"]).0.concat(), "Hi\nUse it");
         // The earliest of several, even inside one piece.

@@ -137,7 +137,8 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: CacheShape) -> Result<Self> {
-        let too_large = || Error::Request(format!("a key/value cache of {} positions is too large to address", shape.capacity));
+        let too_large =
+            || Error::Request(format!("a key/value cache of {} positions is too large to address", shape.capacity));
         let bytes = shape.bytes().ok_or_else(too_large)?;
         if bytes > isize::MAX as u64 {
             return Err(too_large());
@@ -192,7 +193,13 @@ impl KvCache {
     pub(crate) fn view(&self, layer: usize, first_head: usize, heads: usize, len: usize) -> Result<View<'_>> {
         let shape = self.shape;
         let stride = shape.capacity * shape.dim;
-        fn rows<'a, T>(all: &'a [T], shape: &CacheShape, first: usize, heads: usize, len: usize) -> Result<Rows<'a, T>> {
+        fn rows<'a, T>(
+            all: &'a [T],
+            shape: &CacheShape,
+            first: usize,
+            heads: usize,
+            len: usize,
+        ) -> Result<Rows<'a, T>> {
             let stride = shape.capacity * shape.dim;
             Ok(Rows::new(&all[first * stride..], len, heads, shape.dim, shape.dim, stride)?)
         }
@@ -200,14 +207,18 @@ impl KvCache {
         Ok(match &self.storage {
             Storage::F32(layers) => {
                 let layer = &layers[layer];
-                View::F32(rows(&layer.k, &shape, first_head, heads, len)?, rows(&layer.v, &shape, first_head, heads, len)?)
+                View::F32(
+                    rows(&layer.k, &shape, first_head, heads, len)?,
+                    rows(&layer.v, &shape, first_head, heads, len)?,
+                )
             }
             Storage::F16(layers) => {
                 let (k, v): (&[f16], &[f16]) = (layers[layer].k.reinterpret_cast(), layers[layer].v.reinterpret_cast());
                 View::F16(rows(k, &shape, first_head, heads, len)?, rows(v, &shape, first_head, heads, len)?)
             }
             Storage::Bf16(layers) => {
-                let (k, v): (&[bf16], &[bf16]) = (layers[layer].k.reinterpret_cast(), layers[layer].v.reinterpret_cast());
+                let (k, v): (&[bf16], &[bf16]) =
+                    (layers[layer].k.reinterpret_cast(), layers[layer].v.reinterpret_cast());
                 View::Bf16(rows(k, &shape, first_head, heads, len)?, rows(v, &shape, first_head, heads, len)?)
             }
         })

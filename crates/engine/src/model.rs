@@ -75,8 +75,16 @@ impl std::fmt::Debug for Model {
 }
 
 /// Tokens that end a turn in some family; a GGUF file often names only one of those its model uses.
-const END_TOKENS: [&str; 8] =
-    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|user|>", "<|observation|>"];
+const END_TOKENS: [&str; 8] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|user|>",
+    "<|observation|>",
+];
 
 impl Model {
     /// Opens a GGUF file, or a Hugging Face folder (`config.json`, `tokenizer.json`, safetensors).

@@ -95,9 +95,9 @@ impl ModelConfig {
             Some(tokens) => tokens.len(),
             None => keys.require("vocab_size")?,
         };
-        let norm_eps = keys.f64("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
-            Error::Unsupported(format!("the metadata lacks {arch}.attention.layer_norm_rms_epsilon"))
-        })?;
+        let norm_eps = keys
+            .f64("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| Error::Unsupported(format!("the metadata lacks {arch}.attention.layer_norm_rms_epsilon")))?;
         let eos = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
         let mut eos_ids = vec![];
         for key in eos {
@@ -148,7 +148,8 @@ fn refuse_unused(keys: &Keys<'_>) -> Result<()> {
 
 fn variant(keys: &Keys<'_>, tensors: RopeTensors, context: usize) -> Result<RopeVariant> {
     let arch = keys.arch;
-    let original = keys.usize("rope.scaling.original_context_length")?.filter(|&original| original > 0).unwrap_or(context);
+    let original =
+        keys.usize("rope.scaling.original_context_length")?.filter(|&original| original > 0).unwrap_or(context);
     let attention_factor = keys.f64("rope.scaling.attn_factor")?.filter(|&factor| factor != 0.0);
     if let (Some(short), Some(long)) = (tensors.short, tensors.long) {
         let stretched = context as f64 / original as f64;

@@ -68,7 +68,8 @@ impl ModelConfig {
         let format = |what: String| Error::Format { path: path.into(), what };
         // The family first: another family's file may lack the other fields, and its name is the useful message.
         let json: Value = serde_json::from_str(text).map_err(|e| format(format!("not JSON: {e}")))?;
-        let model_type = json.get("model_type").and_then(Value::as_str).ok_or_else(|| format("no \"model_type\"".into()))?;
+        let model_type =
+            json.get("model_type").and_then(Value::as_str).ok_or_else(|| format("no \"model_type\"".into()))?;
         let architecture = match model_type {
             "llama" => Architecture::Llama,
             "mistral" => Architecture::Mistral,
@@ -140,7 +141,11 @@ impl Raw {
             Architecture::Qwen2 | Architecture::Qwen3 if self.use_sliding_window == Some(true) => self.sliding_window,
             _ => None,
         };
-        let unknown = self.layer_types.iter().flatten().find(|kind| !matches!(kind.as_str(), "full_attention" | "sliding_attention"));
+        let unknown = self
+            .layer_types
+            .iter()
+            .flatten()
+            .find(|kind| !matches!(kind.as_str(), "full_attention" | "sliding_attention"));
         if let Some(kind) = unknown {
             return Err(Error::Unsupported(format!("layers of type {kind:?}")));
         }
@@ -150,8 +155,7 @@ impl Raw {
     fn rope(&self, architecture: Architecture, head_dim: usize, glm: bool) -> Result<RopeConfig> {
         let default = RawRope::default();
         let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).unwrap_or(&default);
-        let partial =
-            rope.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(if glm { 0.5 } else { 1.0 });
+        let partial = rope.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(if glm { 0.5 } else { 1.0 });
         if !(partial > 0.0 && partial <= 1.0) {
             return Err(Error::Unsupported(format!("partial_rotary_factor {partial}; must be above 0 and at most 1")));
         }
@@ -274,7 +278,9 @@ mod tests {
 
     #[test]
     fn a_window_counts_only_when_switched_on() {
-        let with = |more: &str| read(&LLAMA31.replace("\"llama\"", "\"qwen2\"").replacen('{', &format!("{{{more},"), 1)).unwrap();
+        let with = |more: &str| {
+            read(&LLAMA31.replace("\"llama\"", "\"qwen2\"").replacen('{', &format!("{{{more},"), 1)).unwrap()
+        };
         assert_eq!(with(r#""sliding_window":4096,"use_sliding_window":false"#).sliding_window, None);
         assert_eq!(with(r#""sliding_window":4096,"use_sliding_window":true"#).sliding_window, Some(4096));
     }

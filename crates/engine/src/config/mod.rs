@@ -118,7 +118,9 @@ impl ModelConfig {
         ];
         for (what, size) in sizes {
             if size == 0 || size > LARGEST {
-                return Err(Error::Unsupported(format!("model configuration: {what} is {size}; must be 1..={LARGEST}")));
+                return Err(Error::Unsupported(format!(
+                    "model configuration: {what} is {size}; must be 1..={LARGEST}"
+                )));
             }
         }
         if self.context == 0 || self.context as u64 > 1 << 40 {

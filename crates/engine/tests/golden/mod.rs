@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Every test binary uses a part of this.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -202,7 +203,8 @@ pub fn real_model(file: &str, required_in_ci: bool) -> Option<PathBuf> {
         Some(path) if path.is_file() => Some(path),
         path => {
             assert!(!(required && required_in_ci), "SPEEDREAD_REQUIRE_MODELS=1, but {file} is not there ({path:?})");
-            eprintln!("skipped: {file} is not in SPEEDREAD_TEST_MODELS ({path:?})");
+            // Not eprintln!, which the test harness hides.
+            writeln!(std::io::stderr(), "skipped: {file} is not in SPEEDREAD_TEST_MODELS ({path:?})").unwrap();
             None
         }
     }

@@ -264,7 +264,8 @@ impl Backend for CpuBackend {
         let (dim, width) = (shape.dim, q.columns);
         let group = width / (shape.heads * dim);
         let step = Self::kv_heads_per_call(shape.heads, group);
-        let mut total = Report { heads: Vec::with_capacity(patterns.len()), index_seconds: 0.0, attention_seconds: 0.0 };
+        let mut total =
+            Report { heads: Vec::with_capacity(patterns.len()), index_seconds: 0.0, attention_seconds: 0.0 };
         for first in (0..shape.heads).step_by(step) {
             let kv_heads = step.min(shape.heads - first);
             let heads = kv_heads * group;
