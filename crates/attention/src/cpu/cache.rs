@@ -66,7 +66,10 @@ impl<'a, T: Element> Cache<'a, T> {
             Isa::Amx => {
                 Cache { first: heads.start, packed: heads.map(|head| PackedHead::new(k, v, head)).collect(), ..cache }
             }
-            _ => cache,
+            _ => {
+                drop(heads);
+                cache
+            }
         }
     }
 

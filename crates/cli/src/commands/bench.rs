@@ -1,0 +1,185 @@
+//! `speedread bench`: prefill at several lengths, dense and sparse side by side.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use plotters::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+use speedread_engine::model::Model;
+use speedread_engine::session::{AttentionChoice, PrefillReport, Session};
+
+use crate::args::BenchArgs;
+use crate::context::{Interrupt, open_model, prefill};
+use crate::output::{self, Phases, rate, seconds};
+use crate::input;
+
+/// The fastest run of one setting at one length.
+#[derive(Debug, Clone, Serialize)]
+struct Run {
+    seconds: f64,
+    tokens_per_s: f64,
+    density: f64,
+    phases: Phases,
+}
+
+impl From<&PrefillReport> for Run {
+    fn from(report: &PrefillReport) -> Self {
+        Run {
+            seconds: report.seconds,
+            tokens_per_s: rate(report.tokens, report.seconds),
+            density: report.density(),
+            phases: report.into(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    tokens: usize,
+    dense: Option<Run>,
+    sparse: Run,
+}
+
+pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let model = open_model(&args.model.model, &args.model.rope, interrupt)?;
+    let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
+    let longest = lengths.iter().copied().max().context("no lengths")?;
+    if longest > model.config.context {
+        bail!(
+            "{longest} tokens exceed the model's context of {}; stretch it with --rope-scaling yarn:{}",
+            model.config.context,
+            longest.div_ceil(model.config.context)
+        );
+    }
+    let ids = tokens(&model, &args.files, longest)?;
+    if !args.json {
+        let kernel = args.prefill.precision.kernel();
+        println!("{} | {} threads, {kernel}", model.path().display(), rayon::current_num_threads());
+        println!("{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other", "tokens", "dense", "sparse", "speed-up", "density");
+    }
+    let mut rows = vec![];
+    for &tokens in &lengths {
+        let row = measure(&model, &args, &ids[..tokens], interrupt)?;
+        if !args.json {
+            print_row(&row);
+        }
+        rows.push(row);
+    }
+    if let Some(path) = &args.svg {
+        plot(&rows, path)?;
+    }
+    if args.json {
+        let options = args.prefill.session(&model.config, longest)?;
+        output::json(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": model.path(),
+            "tokens_from": if args.files.is_empty() { json!("made up") } else { json!(args.files) },
+            "attention": match options.attention {
+                AttentionChoice::Auto => "auto".to_owned(),
+                AttentionChoice::Uniform(pattern) => pattern.to_string(),
+                AttentionChoice::Dense => "dense".to_owned(),
+                AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
+            },
+            "kernel": args.prefill.precision.kernel().name(),
+            "threads": rayon::current_num_threads(),
+            "cpu": cpu(),
+            "repeat": args.repeat,
+            "peak_memory_bytes": output::peak_memory(),
+            "rows": rows,
+        }))?;
+    }
+    Ok(())
+}
+
+/// The first `count` tokens of the files, or made-up ones that differ from each other.
+fn tokens(model: &Model, files: &[String], count: usize) -> anyhow::Result<Vec<u32>> {
+    if files.is_empty() {
+        let usable = model.config.vocab.min(20_000) as u64;
+        return Ok((0..count as u64).map(|i| (i * 7919 % usable) as u32).collect());
+    }
+    let mut ids = model.tokenizer.encode(&input::join(&input::gather(files)?), false)?;
+    if ids.len() < count {
+        bail!("the files have {} tokens, {count} are needed", ids.len());
+    }
+    ids.truncate(count);
+    Ok(ids)
+}
+
+/// Runs both settings by turns, so that a change of the machine's speed hits both.
+fn measure(model: &Model, args: &BenchArgs, ids: &[u32], interrupt: &Interrupt) -> anyhow::Result<Row> {
+    let options = args.prefill.session(&model.config, ids.len())?;
+    let dense = speedread_engine::session::SessionOptions { attention: AttentionChoice::Dense, ..options.clone() };
+    let mut best: [Option<Run>; 2] = [None, None];
+    for _ in 0..args.repeat.get() {
+        for (best, options) in best.iter_mut().zip([&dense, &options]) {
+            if args.sparse_only && std::ptr::eq(options, &dense) {
+                continue;
+            }
+            let run = Run::from(&prefill(&mut Session::new(model, options.clone())?, ids, interrupt)?);
+            if best.as_ref().is_none_or(|b| run.seconds < b.seconds) {
+                *best = Some(run);
+            }
+        }
+    }
+    let [dense, sparse] = best;
+    Ok(Row { tokens: ids.len(), dense, sparse: sparse.context("at least one run")? })
+}
+
+fn print_row(row: &Row) {
+    let cell = |run: &Run| format!("{} {:>6.0} tok/s", seconds(run.seconds), run.tokens_per_s);
+    let dense = row.dense.as_ref().map_or("-".into(), cell);
+    let gain = row.dense.as_ref().map_or("-".into(), |dense| format!("{:.2}x", dense.seconds / row.sparse.seconds));
+    let p = row.sparse.phases;
+    println!(
+        "{:>8} {dense:>22} {:>22} {gain:>9} {:>6.1} %  {:.2} / {:.2} / {:.2} / {:.2} s",
+        row.tokens,
+        cell(&row.sparse),
+        100.0 * row.sparse.density,
+        p.linear_s,
+        p.index_s,
+        p.attention_s,
+        p.other_s,
+    );
+}
+
+/// The processor's name, where the system tells.
+fn cpu() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Tokens per second by length.
+fn plot(rows: &[Row], path: &Path) -> anyhow::Result<()> {
+    let lines = |of: fn(&Row) -> Option<f64>| rows.iter().filter_map(move |r| Some((r.tokens as f64, of(r)?))).collect::<Vec<_>>();
+    let series = [
+        ("dense", lines(|r| r.dense.as_ref().map(|d| d.tokens_per_s)), RGBColor(120, 120, 120)),
+        ("sparse", lines(|r| Some(r.sparse.tokens_per_s)), RGBColor(20, 90, 200)),
+    ];
+    let top = series.iter().flat_map(|(_, points, _)| points).map(|p| p.1).fold(1.0, f64::max) * 1.1;
+    let (first, last) = (rows[0].tokens as f64, rows[rows.len() - 1].tokens as f64);
+    let range = first.min(last)..first.max(last).max(first + 1.0);
+    let draw = || -> Result<(), Box<dyn std::error::Error>> {
+        let root = SVGBackend::new(path, (720, 420)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(16)
+            .caption("prefill, tokens per second by prompt length", ("sans-serif", 18))
+            .x_label_area_size(40)
+            .y_label_area_size(56)
+            .build_cartesian_2d(range.log_scale(), 0.0..top)?;
+        chart.configure_mesh().x_desc("prompt tokens").y_desc("tokens / s").x_label_formatter(&|x| format!("{x:.0}")).draw()?;
+        for (name, points, color) in series.iter().filter(|s| !s.1.is_empty()) {
+            let color = *color;
+            chart
+                .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)).point_size(3))?
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+        }
+        chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+        root.present()?;
+        Ok(())
+    };
+    draw().map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
+}

@@ -1,0 +1,86 @@
+//! `speedread inspect`: a model's facts, the memory a prompt needs, a pattern file.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use speedread_attention::PatternFile;
+use speedread_engine::memory::{self, MemoryPlan};
+
+use super::attention_map;
+use crate::args::InspectArgs;
+use crate::context::{Interrupt, open_model};
+use crate::output;
+
+pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let model = open_model(&args.model, &args.rope, interrupt)?;
+    if args.attention_map.is_some() {
+        return attention_map::run(&model, &args, interrupt);
+    }
+    let facts = model.facts();
+    let context = args.context.map_or(facts.context, |n| n.get());
+    let mut options = args.prefill.session(&model.config, context)?;
+    let patterns = args.prefill.patterns.as_deref().map(PatternFile::read).transpose()?;
+    let whole = MemoryPlan::new(&model.config, model.weight_bytes(), &options);
+    options.chunk = options.chunk.or(Some(4096.min(context)));
+    let chunked = MemoryPlan::new(&model.config, model.weight_bytes(), &options);
+    let chunk = options.chunk.unwrap_or(context);
+    let available = memory::available();
+
+    if args.json {
+        let plan = |plan: &MemoryPlan, chunk: usize| {
+            json!({
+                "chunk": chunk, "weights": plan.weights, "kv_cache": plan.kv, "activations": plan.activations,
+                "scratch": plan.scratch, "total": plan.total(),
+            })
+        };
+        let whole_chunk = args.prefill.chunk.map_or(context, |n| n.get());
+        return output::json(&json!({
+            "path": model.path(),
+            "facts": facts,
+            "memory": {
+                "context": context, "available_bytes": available,
+                "plans": [plan(&whole, whole_chunk), plan(&chunked, chunk)],
+            },
+            "patterns": patterns.as_ref().map(tally).map(Value::Object),
+        }));
+    }
+    println!("{}", model.path().display());
+    // The facts are a flat structure: its fields are the table.
+    if let Value::Object(fields) = serde_json::to_value(&facts)? {
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            println!("  {:<20} {text}", name.replace('_', " "));
+        }
+    }
+    println!("\nmemory for {context} tokens");
+    println!("  {:<14} {:>10} {:>10} {:>12} {:>10} {:>10}", "", "weights", "KV cache", "activations", "scratch", "total");
+    let mut rows = vec![(args.prefill.chunk.map_or("whole prompt".to_owned(), |n| format!("--chunk {n}")), whole)];
+    if args.prefill.chunk.is_none() && chunk < context {
+        rows.push((format!("--chunk {chunk}"), chunked));
+    }
+    for (name, plan) in rows {
+        let cells = [plan.weights, plan.kv, plan.activations, plan.scratch, plan.total()].map(memory::bytes);
+        println!("  {name:<14} {:>10} {:>10} {:>12} {:>10} {:>10}", cells[0], cells[1], cells[2], cells[3], cells[4]);
+    }
+    if let Some(available) = available {
+        println!("  available now: {}", memory::bytes(available));
+    }
+    if let Some(file) = &patterns {
+        println!("\npatterns of {} layers x {} heads", file.layers.len(), file.layers[0].len());
+        for (pattern, count) in tally(file) {
+            println!("  {count:>6}  {pattern}");
+        }
+    }
+    Ok(())
+}
+
+/// How many heads have each pattern.
+fn tally(file: &PatternFile) -> Map<String, Value> {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for head in file.layers.iter().flatten() {
+        *counts.entry(head.pattern.to_string()).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts.into_iter().map(|(pattern, count)| (pattern, count.into())).collect()
+}
