@@ -8,7 +8,7 @@ use speedread_attention::{Audit, HeadReport, Options, Pattern};
 
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::cpu::gemm::Precision;
+pub use crate::backend::cpu::gemm::Precision;
 use crate::config::ModelConfig;
 use crate::decoder::{LOGITS_BLOCK, Pass, PassReport, Seconds, Workspace, blocks};
 use crate::kv_cache::{CacheShape, KvCache, KvType};
@@ -116,6 +116,23 @@ impl SessionOptions {
         }
         Ok(())
     }
+}
+
+/// Queries and keys of one layer after rotary embedding, as attention sees them: for pictures and studies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Captured {
+    /// Tokens.
+    pub rows: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Components of a head.
+    pub dim: usize,
+    /// Queries, `[rows, heads, dim]`.
+    pub q: Vec<f32>,
+    /// Keys, `[rows, kv_heads, dim]`.
+    pub k: Vec<f32>,
 }
 
 /// How far a prefill is.
@@ -291,7 +308,7 @@ impl<'m> Session<'m> {
         cancel: &AtomicBool,
     ) -> Result<PrefillReport> {
         let began = Instant::now();
-        let (mut parts, reports) = self.run(ids, observer, cancel, &mut |_, _| Ok(()))?;
+        let (mut parts, reports) = self.run(ids, None, observer, cancel, &mut |_, _| Ok(()))?;
         let head = Instant::now();
         let last = (ids.len() - 1) % self.options.chunk_rows();
         self.logits.resize(self.model.config.vocab, 0.0);
@@ -315,7 +332,7 @@ impl<'m> Session<'m> {
         let decoder = &self.model.decoder;
         let mut buffer = vec![0.0; LOGITS_BLOCK.min(ids.len()) * vocab];
         let mut last = vec![];
-        let (parts, reports) = self.run(ids, observer, cancel, &mut |session, chunk| {
+        let (parts, reports) = self.run(ids, None, observer, cancel, &mut |session, chunk| {
             for block in blocks(chunk.len(), LOGITS_BLOCK) {
                 let out = &mut buffer[..block.len() * vocab];
                 decoder.logits(&mut session.backend, &mut session.work, block.clone(), out)?;
@@ -327,6 +344,31 @@ impl<'m> Session<'m> {
         self.logits = last;
         self.len += ids.len();
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
+    }
+
+    /// Runs tokens up to the attention of `layer` and returns what it would see. The session is left as it was.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill), and when the session is not empty, reads in chunks, or has no such layer.
+    pub fn capture(
+        &mut self,
+        ids: &[u32],
+        layer: usize,
+        observer: &mut dyn FnMut(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<Captured> {
+        let config = &self.model.config;
+        let (heads, kv_heads, dim, layers) = (config.heads, config.kv_heads, config.head_dim, config.layers);
+        if !self.is_empty() || ids.len() > self.options.chunk_rows() || layer >= layers {
+            let what = format!("layer {layer} of {layers} can be captured in an empty session that reads its prompt in one piece");
+            return Err(Error::Request(what));
+        }
+        self.run(ids, Some(layer), observer, cancel, &mut |_, _| Ok(()))?;
+        let rows = ids.len();
+        let q = self.work.q.rows(0..rows).to_vec();
+        let mut k = vec![0.0; rows * kv_heads * dim];
+        self.cache.read_keys(layer, rows, &mut k)?;
+        Ok(Captured { rows, heads, kv_heads, dim, q, k })
     }
 
     /// Reads one token and returns the logits after it.
@@ -374,6 +416,7 @@ impl<'m> Session<'m> {
     fn run(
         &mut self,
         ids: &[u32],
+        stop_before_attention: Option<usize>,
         observer: &mut dyn FnMut(Progress),
         cancel: &AtomicBool,
         after: &mut dyn FnMut(&mut Self, std::ops::Range<usize>) -> Result<()>,
@@ -419,6 +462,7 @@ impl<'m> Session<'m> {
                     isa: self.isa(),
                     ..Options::default()
                 },
+                stop_before_attention,
                 observe: &mut observe,
             };
             let decoder = &self.model.decoder;

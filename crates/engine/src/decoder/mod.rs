@@ -42,7 +42,7 @@ pub(crate) struct Workspace<B: Backend> {
     /// Residual stream, every row of a chunk.
     x: B::Buffer,
     /// Queries, then attention's output, every row of a chunk.
-    q: B::Buffer,
+    pub(crate) q: B::Buffer,
     /// A block of normed rows.
     normed: B::Buffer,
     /// A block of keys and values.
@@ -98,6 +98,8 @@ pub(crate) struct Pass<'a> {
     pub patterns: &'a dyn Fn(usize) -> &'a [Pattern],
     /// Options of attention; its cancel flag stops the pass between blocks too.
     pub options: Options<'a>,
+    /// Stop before the attention of this layer: its queries are then in the workspace, its keys and values in the cache.
+    pub stop_before_attention: Option<usize>,
     /// Called with the share of the layers that is done.
     pub observe: &'a mut dyn FnMut(f64),
 }
@@ -170,6 +172,9 @@ impl<B: Backend> Decoder<B> {
             for block in blocks(rows, most) {
                 check(cancel)?;
                 self.project(backend, work, cache, n, block, pass.start, seconds, &mut clock)?;
+            }
+            if pass.stop_before_attention == Some(n) {
+                break;
             }
             let attention = backend
                 .attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.patterns)(n), &pass.options)

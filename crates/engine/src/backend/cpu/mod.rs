@@ -46,7 +46,7 @@ pub struct CpuBuffer {
 }
 
 impl CpuBuffer {
-    fn rows(&self, rows: Range<usize>) -> &[f32] {
+    pub(crate) fn rows(&self, rows: Range<usize>) -> &[f32] {
         &self.data[rows.start * self.columns..rows.end * self.columns]
     }
 

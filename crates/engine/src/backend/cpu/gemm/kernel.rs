@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use speedread_attention::cpu::Isa;
+
 /// How exactly a linear layer multiplies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
@@ -20,6 +22,14 @@ impl Precision {
         match self {
             Precision::Bf16 => best(),
             Precision::F32 => Kernel::F32,
+        }
+    }
+
+    /// The instruction set of attention at this precision; `None` = the best that computes in f32.
+    pub fn attention(self) -> Option<Isa> {
+        match self {
+            Precision::Bf16 => Isa::bf16(),
+            Precision::F32 => None,
         }
     }
 }
