@@ -22,11 +22,19 @@ use super::tile::{Format, TILE, Tile, with_format};
 pub(crate) fn dot_rows(isa: Isa, dtype: DType, weights: &[u8], x: &Activations, out: &mut [f32]) {
     let row_bytes = weights.len().checked_div(out.len()).unwrap_or(0);
     assert_eq!(dtype.row_len(x.len() as u64), Ok(row_bytes as u64), "rows and vector differ in length");
-    with_format!(dtype, F => rows_on::<F>(isa, weights, row_bytes, x.tiles(), out), float => unreachable!("{float} is not a block format"));
+    let x = x.tiles();
+    with_format!(
+        dtype,
+        F => rows_on::<F>(isa, weights, row_bytes, x, out),
+        float => unreachable!("{float} is not a block format")
+    );
 }
 
 fn rows_on<F: Format>(isa: Isa, weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
-    multiversion!(isa, [F: Format] rows::<F, _> => (weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]))
+    multiversion!(
+        isa,
+        [F: Format] rows::<F, _> => (weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32])
+    )
 }
 
 #[inline(always)]
