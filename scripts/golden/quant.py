@@ -40,11 +40,11 @@ bits = bits.astype(np.uint16)
 for name, exponent in ("F16", 0x7C00), ("BF16", 0x7F80):
     finite = bits[(bits & exponent) != exponent]
     tensors[f"{name}.blocks"] = finite.view(np.uint8)
-    tensors[f"{name}.values"] = gguf.quants.dequantize(finite.view(np.uint8), gguf.GGMLQuantizationType[name])
-    if name == "F16":
-        tensors["F16.values"] = finite.view(np.float16).astype(np.float32)
+    values = gguf.quants.dequantize(finite.view(np.uint8), gguf.GGMLQuantizationType[name])
+    tensors[f"{name}.values"] = values.astype(np.float32)
 
-versions = {p: importlib.metadata.version(p) for p in ("gguf", "numpy", "safetensors")}
+# One entry: with several, the library's order changes from run to run.
+versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("gguf", "numpy", "safetensors"))
 OUT.parent.mkdir(parents=True, exist_ok=True)
-save_file(tensors, OUT, metadata=versions)
+save_file(tensors, OUT, metadata={"versions": versions})
 print(OUT, OUT.stat().st_size, "bytes", versions)

@@ -36,11 +36,17 @@ pub(super) fn header(path: &Path, bytes: &[u8]) -> Parsed<Header> {
     let tensors = tensors
         .into_iter()
         .map(|t| {
-            let name = t.name.clone();
+            let name = shown(&t.name);
             place(t, data_start, alignment, bytes.len()).map_err(|what| format!("tensor `{name}`: {what}"))
         })
         .collect::<Parsed<_>>()?;
     Ok(Header { version, metadata, tensors })
+}
+
+/// A name from a file as a message may show it: no control characters, and not longer than a line.
+fn shown(name: &str) -> String {
+    let start: String = name.chars().take(100).flat_map(char::escape_debug).collect();
+    if name.chars().nth(100).is_some() { start + "..." } else { start }
 }
 
 fn version(version: u32) -> Parsed<u32> {
@@ -59,9 +65,9 @@ fn metadata(path: &Path, reader: &mut Reader, count: u64) -> Parsed<Metadata> {
     let mut metadata = Metadata::new(path.to_owned());
     for i in 0..count {
         let key = reader.string().map_err(|what| format!("metadata entry {} of {count}: {what}", i + 1))?;
-        let value = value(reader).map_err(|what| format!("metadata key `{key}`: {what}"))?;
+        let value = value(reader).map_err(|what| format!("metadata key `{}`: {what}", shown(key)))?;
         if !metadata.insert(key.to_owned(), value) {
-            return Err(format!("metadata key `{key}` occurs twice"));
+            return Err(format!("metadata key `{}` occurs twice", shown(key)));
         }
     }
     Ok(metadata)
@@ -158,9 +164,9 @@ fn tensor_table(reader: &mut Reader, count: u64) -> Parsed<Vec<Entry>> {
     let mut entries = Vec::new();
     for i in 0..count {
         let name = reader.string().map_err(|what| format!("entry {} of {count} of the tensor table: {what}", i + 1))?;
-        let entry = entry(reader, name).map_err(|what| format!("tensor `{name}`: {what}"))?;
+        let entry = entry(reader, name).map_err(|what| format!("tensor `{}`: {what}", shown(name)))?;
         if !names.insert(name) {
-            return Err(format!("tensor `{name}` occurs twice"));
+            return Err(format!("tensor `{}` occurs twice", shown(name)));
         }
         entries.push(entry);
     }

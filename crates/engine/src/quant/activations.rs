@@ -1,5 +1,6 @@
 //! Activations rounded to 8 bits, the other side of a quantised dot product.
 use super::isa::{Isa, multiversion};
+use super::simd::Simd;
 use super::tile::{GROUP, GROUPS, TILE};
 
 /// 256 elements: element `i` is about `scales[i / 16] * codes[i]`.
@@ -59,7 +60,7 @@ fn fill(isa: Isa, x: &[f32], tiles: &mut [ActivationTile]) {
 }
 
 #[inline(always)]
-fn quantize_groups(x: &[f32], tiles: &mut [ActivationTile]) {
+fn quantize_groups<S: Simd>(_: S, x: &[f32], tiles: &mut [ActivationTile]) {
     for (x, tile) in x.chunks(TILE).zip(tiles) {
         let (codes, _) = tile.codes.as_chunks_mut::<GROUP>();
         let (groups, tail) = x.as_chunks::<GROUP>();

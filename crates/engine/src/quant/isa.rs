@@ -61,29 +61,45 @@ impl Isa {
     }
 }
 
-/// Calls an `#[inline(always)]` function compiled for an [`Isa`]: `multiversion!(isa, [T: Bound] function::<T> => (argument:
-/// Type, ..))`. The brackets hold the type parameter of the surrounding function, if there is one.
+/// Calls an `#[inline(always)]` function, compiled for an [`Isa`], with that instruction set's [`Simd`](super::simd::Simd)
+/// as its first argument: `multiversion!(isa, [T: Bound] function::<T, _> => (argument: Type, ..))`. The brackets hold the
+/// type parameter of the surrounding function, if there is one.
 macro_rules! multiversion {
     ($isa:expr, [$($generic:ident: $bound:path)?] $body:expr => ($($arg:ident: $t:ty),*)) => {{
+        use $crate::quant::isa::Kind;
+        use $crate::quant::simd;
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
         fn avx512<$($generic: $bound)?>($($arg: $t),*) {
-            $body($($arg),*)
+            // SAFETY: this function is compiled for the instruction set, so whoever may call it has it.
+            let simd = unsafe { simd::Avx512::new() };
+            $body(simd, $($arg),*)
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
         fn avx2<$($generic: $bound)?>($($arg: $t),*) {
-            $body($($arg),*)
+            // SAFETY: as above.
+            let simd = unsafe { simd::Avx2::new() };
+            $body(simd, $($arg),*)
+        }
+        #[cfg(target_arch = "aarch64")]
+        #[target_feature(enable = "neon")]
+        fn neon<$($generic: $bound)?>($($arg: $t),*) {
+            // SAFETY: as above.
+            let simd = unsafe { simd::Neon::new() };
+            $body(simd, $($arg),*)
         }
         match $isa.0 {
             // SAFETY: an `Isa` exists only where the processor has the instruction set.
             #[cfg(target_arch = "x86_64")]
-            $crate::quant::isa::Kind::Avx512Vnni => unsafe { avx512::<$($generic)?>($($arg),*) },
+            Kind::Avx512Vnni => unsafe { avx512::<$($generic)?>($($arg),*) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            $crate::quant::isa::Kind::Avx2 => unsafe { avx2::<$($generic)?>($($arg),*) },
-            // The others are part of their target, so the compiler uses them anyway.
-            _ => $body($($arg),*),
+            Kind::Avx2 => unsafe { avx2::<$($generic)?>($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => unsafe { neon::<$($generic)?>($($arg),*) },
+            Kind::Portable => $body(simd::Portable, $($arg),*),
         }
     }};
 }

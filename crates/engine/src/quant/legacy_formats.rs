@@ -19,40 +19,44 @@ trait Block {
     fn codes<S: Simd>(simd: S, payload: &[u8]) -> [u8; BLOCK];
 }
 
+/// Unpacks the codes of block `i`; returns its scale and its min.
+#[inline(always)]
+fn unpack_block<B: Block, S: Simd>(simd: S, blocks: &[u8], i: usize, tile: &mut Tile) -> [u16; 2] {
+    let block = &blocks[i * B::BYTES..][..B::BYTES];
+    let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+    tile.codes.as_chunks_mut().0[i] = B::codes(simd, &block[if B::MIN { 4 } else { 2 }..]);
+    [half(0), if B::MIN { half(2) } else { 0 }]
+}
+
 #[inline(always)]
 fn unpack<B: Block, S: Simd>(simd: S, blocks: &[u8], tile: &mut Tile) {
-    let (mut scales, mut mins) = ([0; BLOCKS], [0; BLOCKS]);
-    let mut unpack = |i: usize, block: &[u8]| {
-        let block = &block[..B::BYTES];
-        scales[i] = u16::from_le_bytes([block[0], block[1]]);
-        if B::MIN {
-            mins[i] = u16::from_le_bytes([block[2], block[3]]);
-        }
-        tile.codes.as_chunks_mut().0[i] = B::codes(simd, &block[if B::MIN { 4 } else { 2 }..]);
-    };
-    if blocks.len() == BLOCKS * B::BYTES {
-        // Written out, because then, and only then, the compiler keeps a whole tile in registers.
-        unpack(0, blocks);
-        unpack(1, &blocks[B::BYTES..]);
-        unpack(2, &blocks[2 * B::BYTES..]);
-        unpack(3, &blocks[3 * B::BYTES..]);
-        unpack(4, &blocks[4 * B::BYTES..]);
-        unpack(5, &blocks[5 * B::BYTES..]);
-        unpack(6, &blocks[6 * B::BYTES..]);
-        unpack(7, &blocks[7 * B::BYTES..]);
+    let halves = if blocks.len() == BLOCKS * B::BYTES {
+        // Written out, because then, and only then, compilers keep a whole tile in registers.
+        [
+            unpack_block::<B, S>(simd, blocks, 0, tile),
+            unpack_block::<B, S>(simd, blocks, 1, tile),
+            unpack_block::<B, S>(simd, blocks, 2, tile),
+            unpack_block::<B, S>(simd, blocks, 3, tile),
+            unpack_block::<B, S>(simd, blocks, 4, tile),
+            unpack_block::<B, S>(simd, blocks, 5, tile),
+            unpack_block::<B, S>(simd, blocks, 6, tile),
+            unpack_block::<B, S>(simd, blocks, 7, tile),
+        ]
     } else {
-        for (i, block) in blocks.chunks_exact(B::BYTES).enumerate() {
-            unpack(i, block);
+        let mut halves = [[0; 2]; BLOCKS];
+        for (i, halves) in halves.iter_mut().enumerate().take(blocks.len() / B::BYTES) {
+            *halves = unpack_block::<B, S>(simd, blocks, i, tile);
         }
-    }
-    for i in 0..BLOCKS {
-        let scale = f16_to_f32(scales[i]);
+        halves
+    };
+    for (i, [scale, min]) in halves.into_iter().enumerate() {
+        let scale = f16_to_f32(scale);
         tile.scales[2 * i] = scale;
         tile.scales[2 * i + 1] = scale;
         if B::MIN {
-            let min = f16_to_f32(mins[i]);
-            tile.mins[2 * i] = -min;
-            tile.mins[2 * i + 1] = -min;
+            let min = -f16_to_f32(min);
+            tile.mins[2 * i] = min;
+            tile.mins[2 * i + 1] = min;
         }
     }
 }

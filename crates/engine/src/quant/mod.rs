@@ -8,8 +8,8 @@
 //! ```
 //!
 //! where `zero` is a constant of the format, and `min` a number of the sixteen in the formats whose `zero` is 0. So a
-//! format is one small function, [`Format::unpack`], that turns blocks into a [`Tile`] of 256 codes with 16 scales and 16
-//! mins; [dequantisation](dequantize) and the [dot product](dot) of every format on every instruction set follow from it.
+//! format is one small function (`Format::unpack`) that turns blocks into a `Tile` of 256 codes with 16 scales and 16
+//! mins; dequantisation and the dot product of every format on every instruction set follow from it.
 mod activations;
 mod dequantize;
 mod dot;

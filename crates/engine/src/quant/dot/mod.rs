@@ -14,41 +14,31 @@ mod tests;
 use super::DType;
 use super::activations::{ActivationTile, Activations};
 use super::float::{Bf16, F16, F32, Float};
-use super::isa::{Isa, Kind, multiversion};
-use super::simd::{self, Portable, Simd};
+use super::isa::{Isa, multiversion};
+use super::simd::Simd;
 use super::tile::{Format, TILE, Tile, with_format};
 
 /// `out[r]` = row r of block-quantised `weights` times `x`.
 pub(crate) fn dot_rows(isa: Isa, dtype: DType, weights: &[u8], x: &Activations, out: &mut [f32]) {
     let row_bytes = weights.len().checked_div(out.len()).unwrap_or(0);
     assert_eq!(dtype.row_len(x.len() as u64), Ok(row_bytes as u64), "rows and vector differ in length");
-    with_format!(dtype, F => rows_on::<F>(isa, weights, row_bytes, x.tiles(), out), float => unreachable!("{float} is not a block format"));
+    let x = x.tiles();
+    with_format!(
+        dtype,
+        F => rows_on::<F>(isa, weights, row_bytes, x, out),
+        float => unreachable!("{float} is not a block format")
+    );
 }
 
 fn rows_on<F: Format>(isa: Isa, weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
-    match isa.0 {
-        // SAFETY: an `Isa` exists only where the processor has the instruction set.
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx512Vnni => unsafe { simd::avx512::rows::<F>(weights, row_bytes, x, out) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => unsafe { simd::avx2::rows::<F>(weights, row_bytes, x, out) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        Kind::Neon => unsafe { simd::neon::rows::<F>(weights, row_bytes, x, out) },
-        Kind::Portable => rows::<F, _>(Portable, weights, row_bytes, x, out),
-    }
+    multiversion!(
+        isa,
+        [F: Format] rows::<F, _> => (weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32])
+    )
 }
 
-/// The loops, to be inlined into a function compiled for the instruction set of `S`.
 #[inline(always)]
-pub(super) fn rows<F: Format, S: Simd>(
-    simd: S,
-    weights: &[u8],
-    row_bytes: usize,
-    x: &[ActivationTile],
-    out: &mut [f32],
-) {
+fn rows<F: Format, S: Simd>(simd: S, weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
     let mut tile = Tile::new();
     for (row, out) in weights.chunks_exact(row_bytes).zip(out) {
         let mut sum = simd.zero();
@@ -78,11 +68,11 @@ pub(crate) fn dot_float_rows(isa: Isa, dtype: DType, weights: &[u8], x: &[f32], 
 }
 
 fn float_rows_on<T: Float>(isa: Isa, weights: &[u8], x: &[f32], out: &mut [f32]) {
-    multiversion!(isa, [T: Float] float_rows::<T> => (weights: &[u8], x: &[f32], out: &mut [f32]))
+    multiversion!(isa, [T: Float] float_rows::<T, _> => (weights: &[u8], x: &[f32], out: &mut [f32]))
 }
 
 #[inline(always)]
-fn float_rows<T: Float>(weights: &[u8], x: &[f32], out: &mut [f32]) {
+fn float_rows<T: Float, S: Simd>(_: S, weights: &[u8], x: &[f32], out: &mut [f32]) {
     /// Independent partial sums: enough to hide the latency of additions, whatever the vector width.
     const LANES: usize = 64;
     for (row, out) in weights.chunks_exact(x.len() * T::BYTES).zip(out) {

@@ -6,18 +6,19 @@ use std::mem::transmute;
 
 use super::Simd;
 use crate::quant::activations::ActivationTile;
-use crate::quant::dot;
 use crate::quant::tile::{Format, GROUPS, Tile};
 
-/// [`dot::rows`] for this instruction set.
-#[target_feature(enable = "avx2,fma")]
-pub(in crate::quant) fn rows<F: Format>(weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
-    dot::rows::<F, _>(Avx2(()), weights, row_bytes, x, out)
-}
-
-/// Made only where the processor has AVX2 and FMA.
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The processor must have AVX2 and FMA.
+    #[inline(always)]
+    pub(in crate::quant) unsafe fn new() -> Self {
+        Self(())
+    }
+}
 
 pub(in crate::quant) struct Sum {
     products: [__m256; 2],

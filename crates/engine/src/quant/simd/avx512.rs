@@ -5,18 +5,19 @@ use std::mem::transmute;
 
 use super::Simd;
 use crate::quant::activations::ActivationTile;
-use crate::quant::dot;
-use crate::quant::tile::{Format, Tile};
+use crate::quant::tile::{Format, GROUP, TILE, Tile};
 
-/// [`dot::rows`] for this instruction set.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-pub(in crate::quant) fn rows<F: Format>(weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
-    dot::rows::<F, _>(Avx512(()), weights, row_bytes, x, out)
-}
-
-/// Made only where the processor has AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, VL and VNNI, AVX2 and FMA.
+    #[inline(always)]
+    pub(in crate::quant) unsafe fn new() -> Self {
+        Self(())
+    }
+}
 
 pub(in crate::quant) struct Sum {
     products: [__m512; 2],
@@ -63,6 +64,21 @@ impl Simd for Avx512 {
         let [a, b] = sum.products;
         // SAFETY: `self` exists.
         unsafe { _mm512_reduce_add_ps(_mm512_sub_ps(_mm512_add_ps(a, b), sum.offsets)) }
+    }
+
+    #[inline(always)]
+    fn elements<F: Format>(self, tile: &Tile, out: &mut [f32; TILE]) {
+        let groups = tile.codes.as_chunks::<GROUP>().0.iter().zip(out.as_chunks_mut::<GROUP>().0);
+        for ((codes, out), (scale, min)) in groups.zip(tile.scales.iter().zip(&tile.mins)) {
+            // SAFETY: `self` exists; there are 16 codes to load and 16 floats to store.
+            unsafe {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+                let codes = _mm512_sub_epi32(codes, _mm512_set1_epi32(F::ZERO.into()));
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(codes), _mm512_set1_ps(*scale));
+                let value = if F::ZERO == 0 { _mm512_sub_ps(product, _mm512_set1_ps(*min)) } else { product };
+                _mm512_storeu_ps(out.as_mut_ptr(), value);
+            }
+        }
     }
 
     #[inline(always)]

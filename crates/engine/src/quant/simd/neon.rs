@@ -5,18 +5,19 @@ use std::arch::aarch64::*;
 
 use super::Simd;
 use crate::quant::activations::ActivationTile;
-use crate::quant::dot;
 use crate::quant::tile::{Format, GROUP, GROUPS, Tile};
 
-/// [`dot::rows`] for this instruction set.
-#[target_feature(enable = "neon")]
-pub(in crate::quant) fn rows<F: Format>(weights: &[u8], row_bytes: usize, x: &[ActivationTile], out: &mut [f32]) {
-    dot::rows::<F, _>(Neon(()), weights, row_bytes, x, out)
-}
-
-/// Made only where the processor has NEON.
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Neon(());
+
+impl Neon {
+    /// # Safety
+    /// The processor must have NEON.
+    #[inline(always)]
+    pub(in crate::quant) unsafe fn new() -> Self {
+        Self(())
+    }
+}
 
 pub(in crate::quant) struct Sum {
     products: [float32x4_t; 4],
