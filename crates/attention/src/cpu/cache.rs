@@ -67,7 +67,7 @@ impl<'a, T: Element> Cache<'a, T> {
                 Cache { first: heads.start, packed: heads.map(|head| PackedHead::new(k, v, head)).collect(), ..cache }
             }
             _ => {
-                drop(heads);
+                let _ = heads;
                 cache
             }
         }
