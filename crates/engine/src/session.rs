@@ -264,7 +264,9 @@ impl<'m> Session<'m> {
         let config = &self.model.config;
         let (heads, kv_heads, dim, layers) = (config.heads, config.kv_heads, config.head_dim, config.layers);
         if !self.is_empty() || ids.len() > self.options.chunk_rows() || layer >= layers {
-            let what = format!("layer {layer} of {layers} can be captured in an empty session that reads its prompt in one piece");
+            let what = format!(
+                "layer {layer} of {layers} can be captured in an empty session that reads its prompt in one piece"
+            );
             return Err(Error::Request(what));
         }
         self.run(ids, Some(layer), observer, cancel, &mut |_, _| Ok(()))?;
