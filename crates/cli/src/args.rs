@@ -166,7 +166,9 @@ impl PrefillArgs {
     /// Session options for `context` tokens.
     pub fn session(&self, config: &ModelConfig, context: usize) -> anyhow::Result<SessionOptions> {
         let attention = match (&self.patterns, self.attention) {
-            (Some(path), _) => AttentionChoice::PerHead(PatternFile::read(path)?.patterns(config.layers, config.heads)?),
+            (Some(path), _) => {
+                AttentionChoice::PerHead(PatternFile::read(path)?.patterns(config.layers, config.heads)?)
+            }
             (None, Attention::Auto) => AttentionChoice::Auto,
             (None, Attention::Pattern(Pattern::Dense)) => AttentionChoice::Dense,
             (None, Attention::Pattern(pattern)) => AttentionChoice::Uniform(pattern),
@@ -387,6 +389,8 @@ mod tests {
     #[test]
     fn layer_and_head_parse() {
         assert_eq!(parse_layer_head("12.3"), Ok((12, 3)));
-        assert!(parse_layer_head("12").is_err() && parse_layer_head("a.b").is_err() && parse_layer_head("1.2.3").is_err());
+        assert!(
+            parse_layer_head("12").is_err() && parse_layer_head("a.b").is_err() && parse_layer_head("1.2.3").is_err()
+        );
     }
 }

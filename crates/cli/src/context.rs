@@ -87,7 +87,8 @@ pub fn show_fetch(bar: &ProgressBar, progress: &hub::FetchProgress<'_>) {
 
 /// A bar on standard error, hidden where that is no terminal.
 pub fn bar(length: u64, template: &str) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let per_second = |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
         let _ = write!(w, "{:.0} tok/s", state.per_sec());
     };

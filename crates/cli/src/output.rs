@@ -96,7 +96,8 @@ impl Summary {
             },
             seed,
             peak_memory_bytes: peak_memory(),
-            audit: audited.then(|| prefill.layers.iter().map(|heads| heads.iter().map(audited_head).collect()).collect()),
+            audit: audited
+                .then(|| prefill.layers.iter().map(|heads| heads.iter().map(audited_head).collect()).collect()),
         }
     }
 

@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use speedread_attention::{Element, Rows};
 
+use crate::backend::cpu::gemm::bf16::round;
 use crate::{Error, Result};
 
 /// Element type of a cache.
@@ -102,7 +103,7 @@ impl Stored for f16 {
 
 impl Stored for bf16 {
     fn store(from: &[f32], to: &mut [bf16]) {
-        to.convert_from_f32_slice(from);
+        round(from, to);
     }
 }
 

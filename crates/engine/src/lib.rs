@@ -9,6 +9,7 @@ pub mod kv_cache;
 pub mod memory;
 pub mod model;
 pub mod quant;
+mod report;
 pub mod rope;
 pub mod sampler;
 pub mod session;

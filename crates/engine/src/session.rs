@@ -3,7 +3,6 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use speedread_attention::cpu::Isa;
 use speedread_attention::{Audit, HeadReport, Options, Pattern};
 
 use crate::backend::Backend;
@@ -14,6 +13,7 @@ use crate::decoder::{LOGITS_BLOCK, Pass, PassReport, Seconds, Workspace, blocks}
 use crate::kv_cache::{CacheShape, KvCache, KvType};
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
+pub use crate::report::{Captured, PrefillReport, Progress};
 use crate::{Error, Result};
 
 /// Which keys each query head looks at.
@@ -115,102 +115,6 @@ impl SessionOptions {
             AttentionChoice::Dense | AttentionChoice::Auto => {}
         }
         Ok(())
-    }
-}
-
-/// Queries and keys of one layer after rotary embedding, as attention sees them: for pictures and studies.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Captured {
-    /// Tokens.
-    pub rows: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Components of a head.
-    pub dim: usize,
-    /// Queries, `[rows, heads, dim]`.
-    pub q: Vec<f32>,
-    /// Keys, `[rows, kv_heads, dim]`.
-    pub k: Vec<f32>,
-}
-
-/// How far a prefill is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
-    /// Layers of this chunk that are done.
-    pub layer: usize,
-    /// Layers of the model.
-    pub layers: usize,
-    /// Chunks that are done.
-    pub chunk: usize,
-    /// Chunks of this prefill.
-    pub chunks: usize,
-    /// Share of the prefill that is done, 0 to 1.
-    pub done_fraction: f64,
-}
-
-/// What a prefill did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PrefillReport {
-    /// Tokens read.
-    pub tokens: usize,
-    /// Wall-clock seconds.
-    pub seconds: f64,
-    /// Seconds in linear layers.
-    pub linear_seconds: f64,
-    /// Seconds estimating and building sparse indexes.
-    pub index_seconds: f64,
-    /// Seconds in the attention kernel.
-    pub attention_seconds: f64,
-    /// Seconds in everything else: norms, rotary embedding, activations.
-    pub other_seconds: f64,
-    /// Key tiles attention visited.
-    pub tiles: u64,
-    /// Key tiles dense attention visits.
-    pub dense_tiles: u64,
-    /// Per layer and query head, summed over chunks; the pattern is the last chunk's.
-    pub layers: Vec<Vec<HeadReport>>,
-}
-
-impl PrefillReport {
-    /// Share of the attention that was computed.
-    pub fn density(&self) -> f64 {
-        if self.dense_tiles == 0 { 1.0 } else { self.tiles as f64 / self.dense_tiles as f64 }
-    }
-
-    fn new(tokens: usize, seconds: f64, parts: Seconds, chunks: Vec<Vec<Vec<HeadReport>>>) -> Self {
-        let count = chunks.len() as f64;
-        let mut chunks = chunks.into_iter();
-        let mut layers = chunks.next().unwrap_or_default();
-        for (head, later) in chunks.flat_map(|later| {
-            // The n-th head of all layers, in order, in both.
-            let flat: Vec<HeadReport> = later.into_iter().flatten().collect();
-            flat.into_iter().enumerate()
-        }) {
-            let width = layers.first().map_or(1, Vec::len);
-            let into = &mut layers[head / width][head % width];
-            into.pattern = later.pattern;
-            into.tiles += later.tiles;
-            into.dense_tiles += later.dense_tiles;
-            if let (Some(into), Some(later)) = (&mut into.recall, later.recall) {
-                into.mean += later.mean;
-                into.min = into.min.min(later.min);
-            }
-        }
-        layers.iter_mut().flatten().filter_map(|head| head.recall.as_mut()).for_each(|recall| recall.mean /= count);
-        let sum = |of: fn(&HeadReport) -> u64| layers.iter().flatten().map(of).sum();
-        Self {
-            tokens,
-            seconds,
-            linear_seconds: parts.linear,
-            index_seconds: parts.index,
-            attention_seconds: parts.attention,
-            other_seconds: parts.other,
-            tiles: sum(|head| head.tiles),
-            dense_tiles: sum(|head| head.dense_tiles),
-            layers,
-        }
     }
 }
 
@@ -360,7 +264,9 @@ impl<'m> Session<'m> {
         let config = &self.model.config;
         let (heads, kv_heads, dim, layers) = (config.heads, config.kv_heads, config.head_dim, config.layers);
         if !self.is_empty() || ids.len() > self.options.chunk_rows() || layer >= layers {
-            let what = format!("layer {layer} of {layers} can be captured in an empty session that reads its prompt in one piece");
+            let what = format!(
+                "layer {layer} of {layers} can be captured in an empty session that reads its prompt in one piece"
+            );
             return Err(Error::Request(what));
         }
         self.run(ids, Some(layer), observer, cancel, &mut |_, _| Ok(()))?;
@@ -381,14 +287,6 @@ impl<'m> Session<'m> {
         decoder.logits(backend, work, 0..1, &mut self.logits)?;
         self.len += 1;
         Ok(&self.logits)
-    }
-
-    /// Attention multiplies in bf16 where the machine does that fastest, unless f32 was asked for.
-    fn isa(&self) -> Option<Isa> {
-        match self.options.precision {
-            Precision::Bf16 => Isa::bf16(),
-            Precision::F32 => None,
-        }
     }
 
     fn check_request(&self, ids: &[u32]) -> Result<()> {
@@ -429,7 +327,6 @@ impl<'m> Session<'m> {
         for (chunk, part) in ids.chunks(step).enumerate() {
             let first = chunk * step;
             let start = self.len + first;
-            // Attention of a later chunk reaches further back and costs more; count its tokens by what they look at, in part.
             let share = |rows: usize| rows as f64 / ids.len() as f64;
             let before = share(first);
             let mut observe = |done: f64| {
@@ -459,7 +356,7 @@ impl<'m> Session<'m> {
                     dense_fallback: self.options.dense_fallback,
                     audit: self.options.audit_rows.map(|rows| Audit { rows }),
                     cancel: Some(cancel),
-                    isa: self.isa(),
+                    isa: self.options.precision.attention(),
                     ..Options::default()
                 },
                 stop_before_attention,

@@ -259,3 +259,30 @@ fn files_that_do_not_fit_their_configuration_are_refused() {
     assert!(variant.contains("_norm"), "{variant}");
     assert!(open("llama2", |config| config["model_type"] = "gpt2".into()).contains("supported: llama"));
 }
+
+#[test]
+fn captured_queries_and_keys_are_those_attention_sees() {
+    let model = model("qwen3");
+    let (heads, kv_heads, dim) = (model.config.heads, model.config.kv_heads, model.config.head_dim);
+    let ids = prompt(80, model.config.vocab);
+    let never = AtomicBool::new(false);
+    let mut session = Session::new(&model, exact(80)).unwrap();
+    let first = session.capture(&ids, 0, &mut |_| {}, &never).unwrap();
+    assert!(session.is_empty());
+    assert_eq!((first.rows, first.q.len(), first.k.len()), (80, 80 * heads * dim, 80 * kv_heads * dim));
+    // At position 0 nothing is rotated, and Qwen3 normalises: the root mean square of a key is that of the norm's weights times unit
+    // components. A rotation keeps lengths, so keys of equal tokens at other positions are as long.
+    let length = |row: usize, head: usize| {
+        first.k[(row * kv_heads + head) * dim..][..dim].iter().map(|x| x * x).sum::<f32>().sqrt()
+    };
+    let repeated = (1..80).find(|&row| ids[..row].contains(&ids[row])).unwrap();
+    let original = ids.iter().position(|id| *id == ids[repeated]).unwrap();
+    assert!((length(repeated, 1) - length(original, 1)).abs() < 1e-4);
+    // A later layer needs the earlier ones' attention; a prefix of the prompt has the same queries.
+    let second = session.capture(&ids, 1, &mut |_| {}, &never).unwrap();
+    let prefix = session.capture(&ids[..50], 1, &mut |_| {}, &never).unwrap();
+    assert!(difference(&prefix.q, &second.q[..prefix.q.len()]) < 1e-4);
+    assert!(session.capture(&ids, 2, &mut |_| {}, &never).unwrap_err().to_string().contains("layer 2 of 2"));
+    read(&mut session, &ids).unwrap();
+    assert!(difference(&logits_of(&model, exact(80), &ids), session.logits()) < 2e-5);
+}

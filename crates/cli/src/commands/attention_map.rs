@@ -24,7 +24,11 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     };
     let config = &model.config;
     if layer >= config.layers || head >= config.heads {
-        bail!("there is no head {layer}.{head}: the model has layers 0 to {} of query heads 0 to {}", config.layers - 1, config.heads - 1);
+        bail!(
+            "there is no head {layer}.{head}: the model has layers 0 to {} of query heads 0 to {}",
+            config.layers - 1,
+            config.heads - 1
+        );
     }
     let text = input::join(&input::gather(&args.input.files)?);
     let encode = |text: &str| Ok(model.tokenizer.encode(text, false)?);
@@ -85,7 +89,8 @@ impl Picture {
         let q = Rows::contiguous(&captured.q, n, captured.heads, dim)?;
         let k = Rows::contiguous(&captured.k, n, captured.kv_heads, dim)?;
         // The one head alone, as the index builder sees it.
-        let own = |rows: Rows<'_, f32>, head: usize| (0..n).flat_map(|r| rows.row(r, head).to_vec()).collect::<Vec<f32>>();
+        let own =
+            |rows: Rows<'_, f32>, head: usize| (0..n).flat_map(|r| rows.row(r, head).to_vec()).collect::<Vec<f32>>();
         let (q, k) = (own(q, head), own(k, head / group));
         let (q, k) = (Rows::contiguous(&q, n, 1, dim)?, Rows::contiguous(&k, n, 1, dim)?);
         let options = Options { dense_fallback: false, ..Options::default() };
@@ -114,7 +119,15 @@ impl Picture {
     }
 
     /// Adds a query row to a line of pixels; returns the share of its attention that the index keeps.
-    fn add_row(&mut self, line: usize, row: usize, q: Rows<'_, f32>, k: Rows<'_, f32>, index: &SparseIndex, weight: f64) -> f64 {
+    fn add_row(
+        &mut self,
+        line: usize,
+        row: usize,
+        q: Rows<'_, f32>,
+        k: Rows<'_, f32>,
+        index: &SparseIndex,
+        weight: f64,
+    ) -> f64 {
         let scale = 1.0 / (q.dim() as f64).sqrt();
         let dot = |key: usize| q.row(row, 0).iter().zip(k.row(key, 0)).map(|(a, b)| a * b).sum::<f32>() as f64 * scale;
         let scores: Vec<f64> = (0..=row).map(dot).collect();
@@ -137,7 +150,8 @@ impl Picture {
         const MARGIN: usize = 24;
         let (top, left) = (MARGIN + TEXT_HEIGHT + 8, MARGIN);
         let legend = "blue: attention of keys kept, red: of keys left out, yellow: kept (rows: queries, columns: keys)";
-        let width = (2 * MARGIN + self.side).max(2 * MARGIN + Canvas::text_width(title).max(Canvas::text_width(legend)));
+        let width =
+            (2 * MARGIN + self.side).max(2 * MARGIN + Canvas::text_width(title).max(Canvas::text_width(legend)));
         let mut canvas = Canvas::new(width, top + self.side + TEXT_HEIGHT + 2 * MARGIN, [255; 3]);
         canvas.text(left, MARGIN, title);
         for line in 0..self.side {

@@ -11,8 +11,8 @@ use speedread_engine::session::{AttentionChoice, PrefillReport, Session};
 
 use crate::args::BenchArgs;
 use crate::context::{Interrupt, open_model, prefill};
-use crate::output::{self, Phases, rate, seconds};
 use crate::input;
+use crate::output::{self, Phases, rate, seconds};
 
 /// The fastest run of one setting at one length.
 #[derive(Debug, Clone, Serialize)]
@@ -56,7 +56,10 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     if !args.json {
         let kernel = args.prefill.precision.kernel();
         println!("{} | {} threads, {kernel}", model.path().display(), rayon::current_num_threads());
-        println!("{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other", "tokens", "dense", "sparse", "speed-up", "density");
+        println!(
+            "{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other",
+            "tokens", "dense", "sparse", "speed-up", "density"
+        );
     }
     let mut rows = vec![];
     for &tokens in &lengths {
@@ -152,7 +155,9 @@ fn cpu() -> Option<String> {
 
 /// Tokens per second by length.
 fn plot(rows: &[Row], path: &Path) -> anyhow::Result<()> {
-    let lines = |of: fn(&Row) -> Option<f64>| rows.iter().filter_map(move |r| Some((r.tokens as f64, of(r)?))).collect::<Vec<_>>();
+    let lines = |of: fn(&Row) -> Option<f64>| {
+        rows.iter().filter_map(move |r| Some((r.tokens as f64, of(r)?))).collect::<Vec<_>>()
+    };
     let series = [
         ("dense", lines(|r| r.dense.as_ref().map(|d| d.tokens_per_s)), RGBColor(120, 120, 120)),
         ("sparse", lines(|r| Some(r.sparse.tokens_per_s)), RGBColor(20, 90, 200)),
@@ -169,7 +174,12 @@ fn plot(rows: &[Row], path: &Path) -> anyhow::Result<()> {
             .x_label_area_size(40)
             .y_label_area_size(56)
             .build_cartesian_2d(range.log_scale(), 0.0..top)?;
-        chart.configure_mesh().x_desc("prompt tokens").y_desc("tokens / s").x_label_formatter(&|x| format!("{x:.0}")).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("prompt tokens")
+            .y_desc("tokens / s")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .draw()?;
         for (name, points, color) in series.iter().filter(|s| !s.1.is_empty()) {
             let color = *color;
             chart

@@ -53,7 +53,10 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         }
     }
     println!("\nmemory for {context} tokens");
-    println!("  {:<14} {:>10} {:>10} {:>12} {:>10} {:>10}", "", "weights", "KV cache", "activations", "scratch", "total");
+    println!(
+        "  {:<14} {:>10} {:>10} {:>12} {:>10} {:>10}",
+        "", "weights", "KV cache", "activations", "scratch", "total"
+    );
     let mut rows = vec![(args.prefill.chunk.map_or("whole prompt".to_owned(), |n| format!("--chunk {n}")), whole)];
     if args.prefill.chunk.is_none() && chunk < context {
         rows.push((format!("--chunk {chunk}"), chunked));

@@ -20,7 +20,8 @@ pub fn run(args: ModelsArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         }
         ModelsAction::Path { alias } => {
             let path = hub::cached(find(&alias)?)?;
-            let path = path.with_context(|| format!("{alias} is not here yet; fetch it with: speedread models fetch {alias}"))?;
+            let path = path
+                .with_context(|| format!("{alias} is not here yet; fetch it with: speedread models fetch {alias}"))?;
             say(args.json, &alias, path)
         }
         ModelsAction::Remove { alias } => {
@@ -71,7 +72,13 @@ fn list(as_json: bool) -> anyhow::Result<()> {
     for (alias, path) in rows {
         let here = path.map_or("not fetched".into(), |p| p.display().to_string());
         let default = if alias.name == DEFAULT_MODEL { " (default)" } else { "" };
-        println!("{:<20} {:>7}  context {:>6}  {}{default}", alias.name, memory::bytes(alias.bytes), alias.context, alias.description);
+        println!(
+            "{:<20} {:>7}  context {:>6}  {}{default}",
+            alias.name,
+            memory::bytes(alias.bytes),
+            alias.context,
+            alias.description
+        );
         println!("{:<20} {here}", "");
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What a device must be able to do for the decoder: a dozen operations on buffers of f32-like rows.
 //!
-//! [`crate::decoder`] is written once over this trait. Buffers are allocated by the decoder's workspace, once; every operation writes in
+//! The decoder is written once over this trait. Buffers are allocated by the decoder's workspace, once; every operation writes in
 //! place or into a buffer it is given. Row ranges let the decoder run wide layers in blocks, so that a 32K-token prompt never needs
 //! `tokens x feed-forward` numbers at a time.
 

@@ -303,4 +303,41 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_numbers_end_in_a_valid_configuration_or_an_error(
+            numbers in proptest::collection::vec(proptest::prop_oneof![
+                proptest::strategy::Just(0.0), proptest::strategy::Just(-1.0), proptest::strategy::Just(1e300), 0.0..200_000.0f64
+            ], 24),
+            whole: bool,
+        ) {
+            // Every number of the file replaced.
+            let mut numbers = numbers.into_iter().cycle();
+            let mut text = String::new();
+            let mut rest = LLAMA31;
+            while let Some(at) = rest.find(':') {
+                text.push_str(&rest[..=at]);
+                rest = &rest[at + 1..];
+                let end = rest.find([',', '}', '[']).unwrap_or(rest.len());
+                if rest[..end].parse::<f64>().is_ok() {
+                    let number = numbers.next().unwrap_or(1.0);
+                    text += &if whole { format!("{number:.0}") } else { format!("{number}") };
+                    rest = &rest[end..];
+                }
+            }
+            text.push_str(rest);
+            if let Ok(config) = read(&text) {
+                config.validate().unwrap();
+                config.rope.frequencies(config.context).0.iter().for_each(|f| assert!(f.is_finite()));
+            }
+        }
+
+        #[test]
+        fn damaged_text_is_an_error_and_no_panic(at in 0..LLAMA31.len(), byte in 0u8..128) {
+            let mut text = LLAMA31.as_bytes().to_vec();
+            text[at] = byte;
+            let _ = read(&String::from_utf8(text).unwrap());
+        }
+    }
 }

@@ -204,7 +204,8 @@ pub fn real_model(file: &str, required_in_ci: bool) -> Option<PathBuf> {
         path => {
             assert!(!(required && required_in_ci), "SPEEDREAD_REQUIRE_MODELS=1, but {file} is not there ({path:?})");
             // Not eprintln!, which the test harness hides.
-            writeln!(std::io::stderr(), "skipped: {file} is not in SPEEDREAD_TEST_MODELS ({path:?})").unwrap();
+            let line = format!("skipped: {file} is not in SPEEDREAD_TEST_MODELS ({path:?})\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
             None
         }
     }

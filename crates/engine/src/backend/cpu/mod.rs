@@ -82,10 +82,10 @@ impl CpuBackend {
         Self { precision, ..Self::default() }
     }
 
-    /// Key/value heads per call of the attention kernel: few, because their output needs a buffer of its own, but enough to occupy every
-    /// thread.
+    /// Key/value heads per call of the attention kernel: few, because their output needs a buffer of its own, but enough to give every
+    /// thread a query head.
     pub(crate) fn kv_heads_per_call(kv_heads: usize, group: usize) -> usize {
-        (2 * rayon::current_num_threads()).div_ceil(group).clamp(1, kv_heads)
+        rayon::current_num_threads().div_ceil(group).clamp(1, kv_heads)
     }
 
     /// Upper bound on the working memory of the matrix products of `rows` rows of up to `columns` columns.
