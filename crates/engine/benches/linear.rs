@@ -7,7 +7,7 @@
 //! SPEEDREAD_BENCH_THREADS=1 cargo bench -p speedread-engine --bench linear -- n512
 //! ```
 //!
-//! `peak/...` is the matrix unit multiplying what it already holds: the line to divide by.
+//! `peak/amx-bf16` is one thread's matrix unit multiplying what it already holds: the line to divide by.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -82,7 +82,8 @@ unsafe fn dequantize_avx2(values: &[i8], scales: &[f32], out: &mut [f32]) {
 }
 
 fn linear(criterion: &mut Criterion) {
-    let threads = std::env::var("SPEEDREAD_BENCH_THREADS").map_or(0, |threads| threads.parse().expect("a number of threads"));
+    let threads =
+        std::env::var("SPEEDREAD_BENCH_THREADS").map_or(0, |threads| threads.parse().expect("a number of threads"));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     let name = |what: &str| format!("{what}/{}t", pool.current_num_threads());
     let mut scratch = Scratch::new();
@@ -108,5 +109,48 @@ fn linear(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, linear);
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn peak(criterion: &mut Criterion) {
+    const STEPS: usize = 10_000;
+    // Asks the system for the unit.
+    if !Kernel::AmxBf16.is_available() {
+        return;
+    }
+    let mut config = [0u8; 64];
+    config[0] = 1;
+    for tile in 0..8 {
+        config[16 + 2 * tile] = 64;
+        config[48 + tile] = 16;
+    }
+    let mut group = criterion.benchmark_group("peak");
+    group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(400)).sample_size(10);
+    group.throughput(Throughput::Elements((STEPS * 4 * 2 * 16 * 16 * 32) as u64));
+    group.bench_function("amx-bf16/1t", |bencher| {
+        bencher.iter(|| {
+            // SAFETY: tiles are permitted; they are configured, used and released here.
+            unsafe {
+                std::arch::asm!(
+                    "ldtilecfg [{config}]",
+                    "2:",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilerelease",
+                    config = in(reg) &config,
+                    steps = inout(reg) STEPS => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                );
+            }
+        });
+    });
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn peak(_: &mut Criterion) {}
+
+criterion_group!(benches, peak, linear);
 criterion_main!(benches);
