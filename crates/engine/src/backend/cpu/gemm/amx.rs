@@ -3,7 +3,8 @@
 //! A tile is 16 rows of 64 bytes. `TDPBF16PS c, a, b` adds to the 16 x 16 f32 tile `c` the product of `a`, 16 rows of 32 bf16, and `b`,
 //! whose row p holds, for each of 16 columns, the bf16 values 2p and 2p + 1 (Intel 64 and IA-32 Architectures Software Developer's
 //! Manual, volume 1, chapter 18). Of the eight tiles four hold a 32 x 32 block of sums, two its rows of x and two its weights, so
-//! that each step of four multiplications loads four tiles, which two loads per cycle keep up with from the first cache.
+//! that each step of four multiplications loads four tiles. The first cache keeps up with that, the second does not; hence one operand
+//! is kept in the first ([`blocks`](super::blocks)).
 //!
 //! Stable Rust has no intrinsics for tiles, so the loop over k is one block of assembly. The unit has to be asked for: once per
 //! process from the kernel ([`request`]), then a tile configuration per thread ([`Tiles`]).
@@ -11,7 +12,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-use super::pack::{Line, STEP_LINES};
+use super::pack::{Line, STEP_LINES, Sums};
 
 /// `arch_prctl` codes of Linux 5.16 (`asm/prctl.h`), which libc does not name.
 const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
@@ -87,64 +88,75 @@ impl Tiles {
         Self { _not_send: std::marker::PhantomData }
     }
 
-    /// `out[32, 32] = start[32, 32] + x Wᵀ` over `steps` steps of 32 along k. Strides are in values; stride 0 repeats one row.
+    /// Adds the product of a strip and a panel, over `steps` steps along k, to `sums`, or starts `sums` with it if `fresh`.
+    ///
+    /// `ahead` is the address and row stride of the part of the output where the sums will go: its lines are brought into the second
+    /// cache meanwhile, one row each step. It may be any address, as prefetching never faults.
+    ///
+    /// The weights are loaded with a hint that they are not needed soon: they stream past, while `x` stays for the next panel.
     ///
     /// # Safety
     ///
-    /// `x` and `w` point to `steps * STEP_LINES` lines, `start` and `out` to 32 rows of 32 values at their strides; `out` is not
-    /// read or written by another thread meanwhile. `start` may equal `out`.
-    #[expect(clippy::too_many_arguments)]
-    pub(super) unsafe fn block(
+    /// `x` and `w` point to `steps * STEP_LINES` lines.
+    pub(super) unsafe fn multiply(
         &self,
         x: *const Line,
         w: *const Line,
         steps: usize,
-        start: *const f32,
-        start_stride: usize,
-        out: *mut f32,
-        out_stride: usize,
+        sums: &mut Sums,
+        fresh: bool,
+        ahead: (*const f32, usize),
     ) {
-        const { assert!(STEP_LINES * size_of::<Line>() == 2048) };
-        // SAFETY: tiles are configured on this thread as `self` exists here; the addresses touched are the caller's promise; every
-        // register written is an operand or declared.
+        const { assert!(STEP_LINES * size_of::<Line>() == 2048 && size_of::<Sums>() == 4096) };
+        // SAFETY: tiles are configured on this thread as `self` exists here; the lines read are the caller's promise, and `sums` holds
+        // four tiles; every register written is an operand or declared.
         unsafe {
             asm!(
-                // Sums: tmm0 tmm1 are rows 0..16, tmm2 tmm3 rows 16..32.
-                "tileloadd tmm0, [{start} + {start_bytes}]",
-                "tileloadd tmm1, [{start} + {start_bytes} + 64]",
-                "tileloadd tmm2, [{start_low} + {start_bytes}]",
-                "tileloadd tmm3, [{start_low} + {start_bytes} + 64]",
-                "test {steps}, {steps}",
-                "jz 3f",
-                ".p2align 5",
+                "test {fresh:e}, {fresh:e}",
+                "jnz 2f",
+                "tileloadd tmm0, [{sums} + {line}]",
+                "tileloadd tmm1, [{sums} + {line} + 1024]",
+                "tileloadd tmm2, [{sums} + {line} + 2048]",
+                "tileloadd tmm3, [{sums} + {line} + 3072]",
+                "jmp 3f",
                 "2:",
-                "tileloadd tmm4, [{x} + {line}]",
-                "tileloadd tmm6, [{w} + {line}]",
-                "tileloadd tmm7, [{w} + {line} + 1024]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x} + {line} + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {x}, 2048",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {w}, 2048",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "dec {steps}",
-                "jnz 2b",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
                 "3:",
-                "tilestored [{out} + {out_bytes}], tmm0",
-                "tilestored [{out} + {out_bytes} + 64], tmm1",
-                "tilestored [{out_low} + {out_bytes}], tmm2",
-                "tilestored [{out_low} + {out_bytes} + 64], tmm3",
+                "test {steps}, {steps}",
+                "jz 5f",
+                ".p2align 5",
+                "4:",
+                "tileloadd tmm4, [{x} + {line}]",
+                "tileloaddt1 tmm6, [{w} + {line}]",
+                "tileloadd tmm5, [{x} + {line} + 1024]",
+                "tileloaddt1 tmm7, [{w} + {line} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "add {ahead}, {ahead_bytes}",
+                "add {x}, 2048",
+                "add {w}, 2048",
+                "dec {steps}",
+                "jnz 4b",
+                "5:",
+                "tilestored [{sums} + {line}], tmm0",
+                "tilestored [{sums} + {line} + 1024], tmm1",
+                "tilestored [{sums} + {line} + 2048], tmm2",
+                "tilestored [{sums} + {line} + 3072], tmm3",
                 x = inout(reg) x => _,
                 w = inout(reg) w => _,
                 steps = inout(reg) steps => _,
+                ahead = inout(reg) ahead.0 => _,
+                ahead_bytes = in(reg) 4 * ahead.1,
                 line = in(reg) 64usize,
-                start = in(reg) start,
-                start_low = in(reg) start.add(16 * start_stride),
-                start_bytes = in(reg) 4 * start_stride,
-                out = in(reg) out,
-                out_low = in(reg) out.add(16 * out_stride),
-                out_bytes = in(reg) 4 * out_stride,
+                sums = in(reg) sums,
+                fresh = in(reg) u32::from(fresh),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),

@@ -3,38 +3,34 @@
 //! Eight rows of x at a time: their 8 x 32 sums fill sixteen registers, and each pair of k takes two loads of weights and eight
 //! broadcasts for sixteen multiplications.
 
-use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_set1_epi32,
-    _mm512_storeu_ps,
-};
+use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::pack::{Line, STEP_LINES, TILE_LINES};
+use super::pack::{BLOCK, Line, STEP_LINES, Sums, TILE_LINES};
 
 const ROWS: usize = 8;
 
-/// As [`Tiles::block`](super::amx::Tiles::block), without tiles.
+/// As [`Tiles::multiply`](super::amx::Tiles::multiply), without tiles.
 ///
 /// # Safety
 ///
-/// The machine has AVX-512 F, BW and BF16; the pointers are as there.
-#[expect(clippy::too_many_arguments)]
+/// The machine has AVX-512 F, BW and BF16; `x` and `w` point to `steps * STEP_LINES` lines.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn block(
-    x: *const Line,
-    w: *const Line,
-    steps: usize,
-    start: *const f32,
-    start_stride: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    for first in (0..2 * TILE_LINES).step_by(ROWS) {
-        // SAFETY: all addresses lie in the ranges that the caller promises: rows `first .. first + 8` of 32.
+pub(super) unsafe fn multiply(x: *const Line, w: *const Line, steps: usize, sums: &mut Sums, fresh: bool) {
+    for first in (0..BLOCK).step_by(ROWS) {
+        let tile = first / TILE_LINES * 2;
+        let in_tile = first % TILE_LINES;
+        // SAFETY: steps and lines in them are below what the caller promises: rows `first .. first + 8` of 32. Rows of sums are aligned
+        // as whole tiles are, to their size.
         unsafe {
-            let mut sums: [[__m512; 2]; ROWS] = std::array::from_fn(|row| {
-                let row = start.add((first + row) * start_stride);
-                [_mm512_loadu_ps(row), _mm512_loadu_ps(row.add(16))]
+            let mut block: [[__m512; 2]; ROWS] = std::array::from_fn(|row| {
+                std::array::from_fn(|side| {
+                    if fresh {
+                        _mm512_setzero_ps()
+                    } else {
+                        _mm512_load_ps(sums.0[tile + side][in_tile + row].as_ptr())
+                    }
+                })
             });
             for step in 0..steps {
                 let x = x.add(step * STEP_LINES + first).cast::<[i32; 16]>();
@@ -42,17 +38,17 @@ pub(super) unsafe fn block(
                 for pair in 0..16 {
                     let left = as_bf16(_mm512_load_si512(w.add(pair)));
                     let right = as_bf16(_mm512_load_si512(w.add(TILE_LINES + pair)));
-                    for (row, sums) in sums.iter_mut().enumerate() {
+                    for (row, sums) in block.iter_mut().enumerate() {
                         let x = as_bf16(_mm512_set1_epi32((*x.add(row))[pair]));
                         sums[0] = _mm512_dpbf16_ps(sums[0], x, left);
                         sums[1] = _mm512_dpbf16_ps(sums[1], x, right);
                     }
                 }
             }
-            for (row, sums) in sums.into_iter().enumerate() {
-                let row = out.add((first + row) * out_stride);
-                _mm512_storeu_ps(row, sums[0]);
-                _mm512_storeu_ps(row.add(16), sums[1]);
+            for (row, values) in block.into_iter().enumerate() {
+                for (side, values) in values.into_iter().enumerate() {
+                    _mm512_store_ps(sums.0[tile + side][in_tile + row].as_mut_ptr(), values);
+                }
             }
         }
     }

@@ -5,31 +5,34 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::Kernel;
-use super::pack::{self, BLOCK, Line, STEP_LINES, TILE_LINES};
+use super::pack::{self, BLOCK, Line, STEP_LINES, Sums, TILE_LINES};
 use super::scratch::{Workspace, at_least};
 use super::tasks::{self, Grain, Task, ranges};
 use super::{Linear, Scratch, SharedOut, Start, WeightRows, avx512_bf16};
 
 /// Bound on the packed copy of x. More rows are multiplied in parts, and the weights dequantised once per part.
 const X_BYTES: usize = 32 << 20;
-/// Bound on the packed panels of a task.
+/// Bound on the packed panels of a task, all along k.
 const PANEL_BYTES: usize = 8 << 20;
-/// Bound on the outputs of a task: so many times each strip of x is used once it has come from memory.
-const MAX_COLUMNS: usize = 512;
-/// Steps along k that are multiplied before the next ones: 32 rows or outputs of so many values are 32 KB, which stays in the
-/// first cache while the other operand comes from the second.
-const BLOCK_STEPS: usize = 16;
+/// Steps along k of the panels that stay in the second cache (2 MB) while all strips pass, and bound on their bytes.
+const PART_STEPS: usize = 48;
+const PART_BYTES: usize = 768 << 10;
+/// Bound on the panels of a task: their sums, 4 KB each, share the second cache.
+const MAX_PANELS: usize = 32;
+/// Steps along k of a strip that stay in the first cache (48 KB) while all panels pass.
+const HOT_STEPS: usize = 16;
 
-const PANEL_STEP_BYTES: usize = STEP_LINES * size_of::<Line>();
+const STEP_BYTES: usize = STEP_LINES * size_of::<Line>();
 
-/// The caller has checked shapes and that `kernel`, one of those on bf16, is available.
+/// The caller has checked shapes, that `kernel`, one of those on bf16, is available, and that `k` is not 0.
 pub(super) fn matmul(kernel: Kernel, x: &[f32], n: usize, k: usize, linears: &mut [Linear<'_>], scratch: &mut Scratch) {
     let steps = pack::steps(k);
     let strip_lines = steps * STEP_LINES;
-    let strip_bytes = (steps * PANEL_STEP_BYTES).max(1);
-    let part_rows = (X_BYTES / strip_bytes).max(8) * BLOCK;
-    let max_columns = (PANEL_BYTES / strip_bytes * BLOCK).clamp(BLOCK, MAX_COLUMNS);
-    let grain = Grain { rows: BLOCK, columns: BLOCK, max_columns };
+    let strip_bytes = steps * STEP_BYTES;
+    let part_rows = part_rows(strip_bytes);
+    let part_bytes = strip_bytes.div_ceil(steps.div_ceil(PART_STEPS));
+    let max_panels = (PANEL_BYTES / strip_bytes).min(PART_BYTES / part_bytes).clamp(1, MAX_PANELS);
+    let grain = Grain { rows: BLOCK, columns: BLOCK, max_columns: max_panels * BLOCK };
     let outputs: Vec<usize> = linears.iter().map(|linear| linear.weights.rows()).collect();
     let outs: Vec<SharedOut> = linears.iter_mut().map(SharedOut::new).collect();
 
@@ -53,10 +56,21 @@ pub(super) fn matmul(kernel: Kernel, x: &[f32], n: usize, k: usize, linears: &mu
     }
 }
 
+/// Rows of x that are packed at a time, a whole number of strips.
+fn part_rows(strip_bytes: usize) -> usize {
+    (X_BYTES / strip_bytes).max(8) * BLOCK
+}
+
+/// See [`Scratch::max_bytes`].
+pub(super) fn max_bytes(n: usize, k: usize, threads: usize) -> u64 {
+    let strip_bytes = pack::steps(k.max(1)) * STEP_BYTES;
+    let x = n.min(part_rows(strip_bytes)).div_ceil(BLOCK) * strip_bytes;
+    let panels = PANEL_BYTES.max(strip_bytes);
+    let rows = k * size_of::<f32>() + TILE_LINES * k.next_multiple_of(pack::STEP) * size_of::<u16>();
+    (x + threads * (panels + MAX_PANELS * size_of::<Sums>() + rows)) as u64
+}
+
 fn pack_x(x: &[f32], k: usize, packed: &mut [Line]) {
-    if k == 0 {
-        return;
-    }
     let strip_lines = pack::steps(k) * STEP_LINES;
     packed.par_chunks_mut(strip_lines).zip(x.par_chunks(BLOCK * k)).for_each(|(strip, rows)| {
         // SAFETY: the kernels on bf16 are only available with the instructions that packing needs.
@@ -79,96 +93,79 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn run(&self, task: &Task, workspace: &mut Workspace) {
-        let Workspace { rows, panels } = workspace;
         let panel_lines = self.steps * STEP_LINES;
-        let panels = at_least(panels, task.columns.len().div_ceil(BLOCK) * panel_lines, Line::ZERO);
-        self.dequantize(task.columns.clone(), rows, panels);
+        let count = task.columns.len().div_ceil(BLOCK);
+        let panels = at_least(&mut workspace.panels, count * panel_lines, Line::ZERO);
+        self.dequantize(task.columns.clone(), &mut workspace.rows, &mut workspace.rounded, panels);
+        let sums = at_least(&mut workspace.sums, count, Sums::ZERO);
 
         // Only from here on, as weights dequantise by code that is not ours to trust with configured tiles.
         // SAFETY: the kernel is available, and this thread has no other multiplier.
         let multiplier = unsafe { Multiplier::new(self.kernel) };
-        let mut first_step = 0;
-        loop {
-            let steps = BLOCK_STEPS.min(self.steps - first_step);
-            let offset = first_step * STEP_LINES;
+        for (part, part_steps) in even_parts(self.steps, PART_STEPS).enumerate() {
             for row in task.rows.clone().step_by(BLOCK) {
-                let x = &self.x[row / BLOCK * panel_lines + offset..][..steps * STEP_LINES];
-                for (panel, column) in task.columns.clone().step_by(BLOCK).enumerate() {
-                    let w = &panels[panel * panel_lines + offset..][..steps * STEP_LINES];
-                    let rows = row..(row + BLOCK).min(task.rows.end);
-                    let columns = column..(column + BLOCK).min(task.columns.end);
-                    self.block(&multiplier, x, w, rows, columns, first_step == 0);
+                let strip = &self.x[row / BLOCK * panel_lines..][..panel_lines];
+                for hot in even_parts(part_steps.len(), HOT_STEPS) {
+                    let lines = (part_steps.start + hot.start) * STEP_LINES..(part_steps.start + hot.end) * STEP_LINES;
+                    let x = &strip[lines.clone()];
+                    for (i, (panel, sums)) in panels.chunks_exact(panel_lines).zip(&mut *sums).enumerate() {
+                        let ahead = self.out.near(self.first_row + row + hot.start, task.columns.start + i * BLOCK);
+                        multiplier.multiply(x, &panel[lines.clone()], sums, hot.start == 0, ahead);
+                    }
                 }
-            }
-            first_step += steps;
-            if first_step == self.steps {
-                break;
+                let rows = row..(row + BLOCK).min(task.rows.end);
+                self.write(rows, task.columns.clone(), sums, part == 0);
             }
         }
     }
 
-    fn dequantize(&self, columns: Range<usize>, buffer: &mut Vec<f32>, panels: &mut [Line]) {
-        let k = self.weights.cols();
-        if k == 0 {
-            return;
-        }
-        let buffer = at_least(buffer, TILE_LINES * k, 0.0);
+    fn dequantize(&self, columns: Range<usize>, buffer: &mut Vec<f32>, rounded: &mut Vec<Line>, panels: &mut [Line]) {
+        let buffer = at_least(buffer, self.weights.cols(), 0.0);
+        let rounded = at_least(rounded, TILE_LINES * self.steps, Line::ZERO);
         for (panel, first) in panels.chunks_exact_mut(self.steps * STEP_LINES).zip(columns.clone().step_by(BLOCK)) {
             for tile in 0..2 {
-                let start = (first + tile * TILE_LINES).min(columns.end);
-                let end = (start + TILE_LINES).min(columns.end);
-                let rows = &mut buffer[..(end - start) * k];
-                if start < end {
-                    self.weights.dequantize_rows(start..end, rows);
+                for (row, lines) in rounded.chunks_exact_mut(self.steps).enumerate() {
+                    let row = first + tile * TILE_LINES + row;
+                    if row < columns.end {
+                        self.weights.dequantize_rows(row..row + 1, buffer);
+                        // SAFETY: the kernels on bf16 are only available with the instructions that packing needs.
+                        unsafe { pack::round_row(buffer, lines) };
+                    } else {
+                        lines.fill(Line::ZERO);
+                    }
                 }
-                // SAFETY: the kernels on bf16 are only available with the instructions that packing needs.
-                unsafe { pack::pack_weight_tile(rows, k, panel, tile) };
+                // SAFETY: as above.
+                unsafe { pack::pack_weight_tile(rounded, panel, tile) };
             }
         }
     }
 
-    /// Adds the product of a strip and a panel, over some steps of k, to a block of the output, which the first steps start.
-    fn block(
-        &self,
-        multiplier: &Multiplier,
-        x: &[Line],
-        w: &[Line],
-        rows: Range<usize>,
-        columns: Range<usize>,
-        first: bool,
-    ) {
-        const ZEROS: [f32; BLOCK] = [0.0; BLOCK];
-        let steps = x.len() / STEP_LINES;
-        let stride = self.out.stride;
-        // SAFETY: the block lies in the output, whose size the caller has checked.
-        let out = unsafe { self.out.at(self.first_row + rows.start, columns.start) };
-        let whole = rows.len() == BLOCK && columns.len() == BLOCK;
-        let (start, start_stride) = match self.start {
-            Start::Zero if first => (ZEROS.as_ptr(), 0),
-            Start::Bias(bias) if first => (bias[columns.clone()].as_ptr(), 0),
-            _ => (out.cast_const(), stride),
-        };
-        if whole {
-            // SAFETY: x and w have `steps` steps; a whole block of the output is 32 rows of 32 values at its stride, and no other
-            // task has any of them; `start` is the same block, or 32 values repeated.
-            unsafe { multiplier.block(x.as_ptr(), w.as_ptr(), steps, start, start_stride, out, stride) };
-            return;
-        }
-        let mut edge = [0.0f32; BLOCK * BLOCK];
-        for row in 0..rows.len() {
-            // SAFETY: the rows and columns of this block that exist, in the output, the bias or the zeros.
-            let values = unsafe { std::slice::from_raw_parts(start.add(row * start_stride), columns.len()) };
-            edge[row * BLOCK..][..columns.len()].copy_from_slice(values);
-        }
-        let block = edge.as_mut_ptr();
-        // SAFETY: as above; `edge` is 32 rows of 32 values.
-        unsafe { multiplier.block(x.as_ptr(), w.as_ptr(), steps, block, BLOCK, block, BLOCK) };
-        for row in 0..rows.len() {
-            // SAFETY: rows and columns of the output that only this task has.
-            let values = unsafe { std::slice::from_raw_parts_mut(out.add(row * stride), columns.len()) };
-            values.copy_from_slice(&edge[row * BLOCK..][..columns.len()]);
+    /// Adds the sums of one strip to rows of the output, or starts these with them in the `first` part along k.
+    fn write(&self, rows: Range<usize>, columns: Range<usize>, sums: &[Sums], first: bool) {
+        for (i, row) in rows.enumerate() {
+            // SAFETY: a row of the output, whose size the caller has checked, and columns that only this task has.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(self.out.at(self.first_row + row, columns.start), columns.len())
+            };
+            // SAFETY: the kernels on bf16 are only available with AVX-512.
+            unsafe {
+                match self.start {
+                    Start::Zero if first => pack::unpack_row(sums, i, out, |_, _, sum| sum),
+                    Start::Bias(bias) if first => {
+                        let bias = &bias[columns.clone()];
+                        pack::unpack_row(sums, i, out, |column, _, sum| bias[column] + sum);
+                    }
+                    _ => pack::unpack_row(sums, i, out, |_, old, sum| old + sum),
+                }
+            }
         }
     }
+}
+
+/// `0..len` in as few ranges as a bound on their length allows, of about the same length.
+fn even_parts(len: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
+    let parts = len.div_ceil(max);
+    (0..parts).map(move |part| part * len / parts..(part + 1) * len / parts)
 }
 
 /// A kernel that is ready to multiply on this thread.
@@ -191,26 +188,17 @@ impl Multiplier {
         }
     }
 
-    /// # Safety
-    ///
-    /// As [`avx512_bf16::block`], whose instructions are there as this was made for an available kernel.
-    #[expect(clippy::too_many_arguments)]
-    unsafe fn block(
-        &self,
-        x: *const Line,
-        w: *const Line,
-        steps: usize,
-        start: *const f32,
-        start_stride: usize,
-        out: *mut f32,
-        out_stride: usize,
-    ) {
-        // SAFETY: the caller's promise is that of both.
+    /// Adds the product of as many steps of a strip and of a panel to `sums`, or starts `sums` with it if `fresh`. The sums will go to
+    /// the address `ahead`, with that row stride: a hint.
+    fn multiply(&self, x: &[Line], w: &[Line], sums: &mut Sums, fresh: bool, ahead: (*const f32, usize)) {
+        assert!(x.len() == w.len() && x.len().is_multiple_of(STEP_LINES));
+        let (steps, x, w) = (x.len() / STEP_LINES, x.as_ptr(), w.as_ptr());
+        // SAFETY: the operands have that many steps; the instructions are there, as this was made for an available kernel.
         unsafe {
             match self {
                 #[cfg(target_os = "linux")]
-                Multiplier::Amx(tiles) => tiles.block(x, w, steps, start, start_stride, out, out_stride),
-                Multiplier::Avx512 => avx512_bf16::block(x, w, steps, start, start_stride, out, out_stride),
+                Multiplier::Amx(tiles) => tiles.multiply(x, w, steps, sums, fresh, ahead),
+                Multiplier::Avx512 => avx512_bf16::multiply(x, w, steps, sums, fresh),
             }
         }
     }

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! A task owns a group of panels: it dequantises them into a private buffer, then streams every strip of `x` past that buffer, in
-//! blocks along k chosen so that the operand in use stays in the first cache and the group in the second ([`tasks`]). Each weight is
-//! thus dequantised once per call however long the prompt is (once per some thousand rows for very long ones, to bound the packed
-//! copy of `x`), and no full dequantised matrix ever exists.
+//! blocks along k chosen so that the operand in use stays in the first cache and the group in the second. Each weight is thus
+//! dequantised once per call however long the prompt is (once per some thousand rows for very long ones, to bound the packed copy
+//! of `x`), and no full dequantised matrix ever exists.
 //!
-//! Two kernels multiply packed bf16 blocks: [`amx`] (tile matrix unit of recent Xeons) and [`avx512_bf16`] (dot-product
-//! instruction, also Zen 4 and later). Where there is neither, or where the caller asks for [`Precision::F32`], the blocks are
-//! multiplied in f32 by the `gemm` crate. [`Precision::kernel`] says which one runs.
+//! Two kernels multiply packed bf16 blocks: `amx` (tile matrix unit of recent Xeons) and `avx512_bf16` (dot-product instruction, also
+//! Zen 4 and later). Their sums of a row depend neither on other rows nor on the number of threads, to the last bit. Where there is
+//! neither, or where the caller asks for [`Precision::F32`], the blocks are multiplied in f32 by the `gemm` crate.
+//! [`Precision::kernel`] says which one runs.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -123,7 +124,7 @@ pub fn matmul_with(kernel: Kernel, x: &[f32], n: usize, linears: &mut [Linear<'_
     }
     match kernel {
         #[cfg(target_arch = "x86_64")]
-        Kernel::AmxBf16 | Kernel::Avx512Bf16 => blocks::matmul(kernel, x, n, k, linears, scratch),
+        Kernel::AmxBf16 | Kernel::Avx512Bf16 if k > 0 => blocks::matmul(kernel, x, n, k, linears, scratch),
         _ => single::matmul(x, n, k, linears, scratch),
     }
 }
@@ -152,5 +153,11 @@ impl SharedOut {
     unsafe fn at(self, row: usize, column: usize) -> *mut f32 {
         // SAFETY: inside one allocation, by the caller's promise.
         unsafe { self.data.add(row * self.stride + column) }
+    }
+
+    /// An address and the stride of rows, to prefetch from and never to read or write: it may lie past the end.
+    #[cfg(target_arch = "x86_64")]
+    fn near(self, row: usize, column: usize) -> (*const f32, usize) {
+        (self.data.wrapping_add(row.wrapping_mul(self.stride).wrapping_add(column)), self.stride)
     }
 }

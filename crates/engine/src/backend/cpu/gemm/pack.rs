@@ -26,6 +26,15 @@ pub(super) const STEP_LINES: usize = 2 * TILE_LINES;
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u16; STEP]);
 
+/// A 32 x 32 block of sums as four tiles: rows 0..16 left and right, then rows 16..32.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Sums(pub(super) [[[f32; TILE_LINES]; TILE_LINES]; 4]);
+
+impl Sums {
+    pub(super) const ZERO: Sums = Sums([[[0.0; TILE_LINES]; TILE_LINES]; 4]);
+}
+
 impl Line {
     pub(super) const ZERO: Line = Line([0; STEP]);
 }
@@ -43,38 +52,53 @@ pub(super) fn steps(k: usize) -> usize {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) unsafe fn pack_x_strip(x: &[f32], k: usize, strip: &mut [Line]) {
     let rows = x.len() / k.max(1);
+    /// Steps of a row at a time: the lines of a row are 2 KB apart, so that writing many in turn would use few sets of a cache.
+    const GROUP: usize = 4;
     assert!(rows <= BLOCK && x.len() == rows * k && strip.len() == steps(k) * STEP_LINES);
-    for row in 0..BLOCK {
-        let lines = strip.iter_mut().skip(row).step_by(STEP_LINES);
-        if row < rows {
-            let row = &x[row * k..][..k];
-            for (line, values) in lines.zip(row.chunks(STEP)) {
-                *line = to_line(bf16::round_32(values));
+    for (group, lines) in strip.chunks_mut(GROUP * STEP_LINES).enumerate() {
+        let first = group * GROUP * STEP;
+        let last = (first + GROUP * STEP).min(k);
+        for row in 0..BLOCK {
+            let lines = lines.iter_mut().skip(row).step_by(STEP_LINES);
+            if row < rows {
+                for (line, values) in lines.zip(x[row * k + first..row * k + last].chunks(STEP)) {
+                    *line = to_line(bf16::round_32(values));
+                }
+            } else {
+                lines.for_each(|line| *line = Line::ZERO);
             }
-        } else {
-            lines.for_each(|line| *line = Line::ZERO);
         }
     }
 }
 
-/// Packs up to 16 rows of weights, `[rows, k]`, as tile `tile` (0 or 1) of a panel; the missing rows become zeros.
+/// Rounds one row of weights, of k values, into lines, the last one padded with zeros.
 ///
 /// # Safety
 ///
 /// The machine has AVX-512 F, BW and BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn pack_weight_tile(weights: &[f32], k: usize, panel: &mut [Line], tile: usize) {
-    let rows = weights.len() / k.max(1);
-    assert!(rows <= TILE_LINES && weights.len() == rows * k && tile < 2);
-    assert!(panel.len() == steps(k) * STEP_LINES);
+pub(super) unsafe fn round_row(row: &[f32], lines: &mut [Line]) {
+    assert!(lines.len() == steps(row.len()));
+    for (line, values) in lines.iter_mut().zip(row.chunks(STEP)) {
+        *line = to_line(bf16::round_32(values));
+    }
+}
+
+/// Packs 16 rounded rows of weights, each of as many lines as the panel has steps, as tile `tile` (0 or 1) of a panel.
+///
+/// # Safety
+///
+/// The machine has AVX-512 F.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn pack_weight_tile(rows: &[Line], panel: &mut [Line], tile: usize) {
+    let steps = panel.len() / STEP_LINES;
+    assert!(tile < 2 && rows.len() == TILE_LINES * steps);
     for (step, lines) in panel.chunks_exact_mut(STEP_LINES).enumerate() {
         let lines = &mut lines[tile * TILE_LINES..][..TILE_LINES];
-        let first = step * STEP;
-        let last = (first + STEP).min(k);
-        let rounded: [__m512i; TILE_LINES] = std::array::from_fn(|row| {
-            if row < rows { bf16::round_32(&weights[row * k + first..row * k + last]) } else { _mm512_setzero_si512() }
-        });
-        for (line, pairs) in lines.iter_mut().zip(transpose(rounded)) {
+        // SAFETY: `step < steps`, so row r has a line `r * steps + step`; lines are aligned as vectors are.
+        let vectors =
+            std::array::from_fn(|row| unsafe { _mm512_load_si512((&raw const rows[row * steps + step]).cast()) });
+        for (line, pairs) in lines.iter_mut().zip(transpose(vectors)) {
             *line = to_line(pairs);
         }
     }
@@ -96,7 +120,7 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
         let [a, b, c, d] = std::array::from_fn(|row| rows[4 * group + row]);
         let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
         let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        // Lane l of quads[group][i] is column 4l + i of the rows 4 group .. 4 group + 4.
+        // Lane l of quads[4 group + i] is column 4l + i of the rows 4 group .. 4 group + 4.
         quads[4 * group] = _mm512_unpacklo_epi64(ab_low, cd_low);
         quads[4 * group + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
         quads[4 * group + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
@@ -105,6 +129,7 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut columns = [_mm512_setzero_si512(); 16];
     for i in 0..4 {
         let [a, b, c, d] = std::array::from_fn(|group| quads[4 * group + i]);
+        // The even lanes of two vectors, or the odd ones.
         let (ab_even, ab_odd) =
             (_mm512_shuffle_i32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b));
         let (cd_even, cd_odd) =
@@ -115,4 +140,30 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
         columns[12 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_odd, cd_odd);
     }
     columns
+}
+
+/// Sets one row of an output to `combine(column, what it holds, its sum)`; `sums` are the blocks of that row's strip.
+///
+/// # Safety
+///
+/// The machine has AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn unpack_row(sums: &[Sums], row: usize, out: &mut [f32], combine: impl Fn(usize, f32, f32) -> f32) {
+    let (tile, in_tile) = (row / TILE_LINES * 2, row % TILE_LINES);
+    for (block, (out, sums)) in out.chunks_mut(BLOCK).zip(sums).enumerate() {
+        let (left, right) = (&sums.0[tile][in_tile], &sums.0[tile + 1][in_tile]);
+        if let Ok(out) = <&mut [f32; BLOCK]>::try_from(&mut *out) {
+            for i in 0..TILE_LINES {
+                out[i] = combine(block * BLOCK + i, out[i], left[i]);
+            }
+            for i in 0..TILE_LINES {
+                out[TILE_LINES + i] = combine(block * BLOCK + TILE_LINES + i, out[TILE_LINES + i], right[i]);
+            }
+        } else {
+            for (i, (out, sum)) in out.iter_mut().zip(left.iter().chain(right)).enumerate() {
+                *out = combine(block * BLOCK + i, *out, *sum);
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::pack::Line;
+use super::pack::{Line, Sums};
 
 /// The working memory of [`matmul`](super::matmul): make one per session and pass it to every call.
 #[derive(Default)]
@@ -18,10 +18,20 @@ impl Scratch {
         Self::default()
     }
 
+    /// Bound on the bytes that products of up to `n` rows of `k` inputs on so many threads will hold, whatever the kernel.
+    pub fn max_bytes(n: usize, k: usize, threads: usize) -> u64 {
+        let single = super::single::max_bytes(k, threads);
+        #[cfg(target_arch = "x86_64")]
+        if super::kernel::avx512_bf16_is_available() {
+            return single + super::blocks::max_bytes(n, k, threads);
+        }
+        single
+    }
+
     /// Bytes held now.
     pub fn bytes(&self) -> u64 {
         let free = self.workspaces.lock();
-        let workspaces: usize = free.iter().map(|w| size_of_val(&w.rows[..]) + size_of_val(&w.panels[..])).sum();
+        let workspaces: usize = free.iter().map(Workspace::bytes).sum();
         (size_of_val(&self.x[..]) + workspaces) as u64
     }
 }
@@ -31,8 +41,21 @@ impl Scratch {
 pub(super) struct Workspace {
     /// Dequantised rows.
     pub(super) rows: Vec<f32>,
+    /// Sixteen of them, rounded.
+    pub(super) rounded: Vec<Line>,
     /// Packed panels.
     pub(super) panels: Vec<Line>,
+    /// Sums of a strip and all panels.
+    pub(super) sums: Vec<Sums>,
+}
+
+impl Workspace {
+    fn bytes(&self) -> usize {
+        size_of_val(&self.rows[..])
+            + size_of_val(&self.rounded[..])
+            + size_of_val(&self.panels[..])
+            + size_of_val(&self.sums[..])
+    }
 }
 
 /// As many workspaces as tasks have run at the same time. They are lent rather than tied to threads, so that it does not matter

@@ -24,6 +24,11 @@ pub(super) fn matmul(x: &[f32], n: usize, k: usize, linears: &mut [Linear<'_>], 
     });
 }
 
+/// See [`Scratch::max_bytes`].
+pub(super) fn max_bytes(k: usize, threads: usize) -> u64 {
+    (threads * ROW_BYTES.max(16 * k * size_of::<f32>())) as u64
+}
+
 fn run(x: &[f32], k: usize, linear: &Linear<'_>, out: SharedOut, task: &Task, workspace: &mut Workspace) {
     let weights = at_least(&mut workspace.rows, task.columns.len() * k, 0.0);
     if k > 0 {

@@ -22,29 +22,32 @@ pub(super) struct Grain {
 
 /// Tasks that cover `n` rows of every matrix, each element once.
 ///
-/// A task dequantises its columns, so columns are cut first: some tasks per thread (threads do not run at the same speed on a shared
-/// machine), but not into groups so narrow that streaming x past them costs more than multiplying. When that leaves threads
-/// without a task, as for the few outputs of a key projection, rows are cut as well.
+/// A task dequantises its columns, so columns are cut first: into some groups per thread, as threads do not run at the same speed on
+/// a shared machine, but not so narrow that streaming x past them costs more than multiplying. When that leaves threads without a
+/// task, as for the few outputs of a key projection, rows are cut as well, but into parts long enough to repay dequantising again.
 pub(super) fn cut(n: usize, outputs: &[usize], grain: &Grain, threads: usize) -> Vec<Task> {
-    const TASKS_PER_THREAD: usize = 3;
-    let wanted = TASKS_PER_THREAD * threads;
-    let total: usize = outputs.iter().sum();
-    let even = total.div_ceil(wanted).next_multiple_of(grain.columns);
-    let group = even.clamp(MIN_COLUMNS.min(grain.max_columns), grain.max_columns);
-    let groups: usize = outputs.iter().map(|&m| m.div_ceil(group)).sum();
-    let row_parts = if threads == 1 { 1 } else { wanted.div_ceil(groups.max(1)) };
-    let rows = n.div_ceil(row_parts).next_multiple_of(grain.rows);
+    const GROUPS_PER_THREAD: usize = 3;
+    const MIN_COLUMNS: usize = 64;
+    const TASKS_PER_THREAD: usize = 2;
+    const MIN_ROWS: usize = 256;
+    let (columns, rows) = if threads > 1 {
+        let total: usize = outputs.iter().sum();
+        let even = total.div_ceil(GROUPS_PER_THREAD * threads).next_multiple_of(grain.columns);
+        let columns = even.max(MIN_COLUMNS).min(grain.max_columns);
+        let groups: usize = outputs.iter().map(|&m| m.div_ceil(columns)).sum();
+        let parts = (TASKS_PER_THREAD * threads).div_ceil(groups.max(1)).min(n.div_ceil(MIN_ROWS));
+        (columns, n.div_ceil(parts).next_multiple_of(grain.rows))
+    } else {
+        (grain.max_columns, n)
+    };
     let mut tasks = Vec::new();
     for (linear, &m) in outputs.iter().enumerate() {
-        for columns in ranges(m, group) {
+        for columns in ranges(m, columns) {
             tasks.extend(ranges(n, rows).map(|rows| Task { linear, columns: columns.clone(), rows }));
         }
     }
     tasks
 }
-
-/// Narrower groups of outputs than this reread x too often.
-const MIN_COLUMNS: usize = 64;
 
 /// `0..len` in ranges of `step`, the last one shorter.
 pub(super) fn ranges(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
@@ -59,8 +62,8 @@ mod tests {
     proptest! {
         #[test]
         fn tasks_cover_every_element_once(
-            n in 1usize..300,
-            outputs in prop::collection::vec(1usize..700, 1..4),
+            n in 1usize..900,
+            outputs in prop::collection::vec(1usize..400, 1..4),
             threads in 1usize..70,
             max_columns in prop::sample::select(vec![32usize, 64, 256]),
         ) {

@@ -87,27 +87,25 @@ fn check(kernel: Kernel, n: usize, k: usize, outputs: &[usize], start: StartKind
         .collect();
     matmul_with(kernel, &x, n, &mut linears, &mut Scratch::new());
     for (i, &m) in outputs.iter().enumerate() {
-        for row in 0..n {
-            for column in 0..m + gap {
-                let at = row * (m + gap) + column;
-                if column >= m {
-                    assert_eq!(outs[i][at].to_bits(), before[i][at].to_bits(), "{kernel}: wrote between rows");
-                    continue;
-                }
-                let start = match start {
-                    StartKind::Zero => 0.0,
-                    StartKind::Bias => biases[i][column],
-                    StartKind::Accumulate => before[i][at],
-                };
-                let w = &weights[i].values[column * k..][..k];
-                let (expected, magnitude) = oracle(kernel, &x[row * k..][..k], w, start);
-                let error = (f64::from(outs[i][at]) - expected).abs();
-                assert!(
-                    error <= tolerance(k, magnitude),
-                    "{kernel} n {n} k {k} m {m} at {row}, {column}: {} is {error:e} off {expected}",
-                    outs[i][at]
-                );
+        for (row, column) in (0..n).flat_map(|row| (0..m + gap).map(move |column| (row, column))) {
+            let at = row * (m + gap) + column;
+            if column >= m {
+                assert_eq!(outs[i][at].to_bits(), before[i][at].to_bits(), "{kernel}: wrote between rows");
+                continue;
             }
+            let start = match start {
+                StartKind::Zero => 0.0,
+                StartKind::Bias => biases[i][column],
+                StartKind::Accumulate => before[i][at],
+            };
+            let w = &weights[i].values[column * k..][..k];
+            let (expected, magnitude) = oracle(kernel, &x[row * k..][..k], w, start);
+            let error = (f64::from(outs[i][at]) - expected).abs();
+            assert!(
+                error <= tolerance(k, magnitude),
+                "{kernel} n {n} k {k} m {m} at {row}, {column}: {} is {error:e} off {expected}",
+                outs[i][at]
+            );
         }
     }
 }
@@ -173,7 +171,10 @@ fn no_inputs_leave_the_start() {
     for kernel in Kernel::available() {
         let (weights, bias) = (dense(40, 0, 1), values(40, 3));
         let mut out = vec![f32::NAN; 2 * 40];
-        matmul_with(kernel, &[], 2, &mut [Linear::new(&weights, Start::Bias(&bias), &mut out)], &mut Scratch::new());
+        let mut scratch = Scratch::new();
+        let (other, mut used) = (dense(40, 9, 1), vec![0.0; 40]);
+        matmul_with(kernel, &values(9, 1), 1, &mut [Linear::new(&other, Start::Zero, &mut used)], &mut scratch);
+        matmul_with(kernel, &[], 2, &mut [Linear::new(&weights, Start::Bias(&bias), &mut out)], &mut scratch);
         assert_eq!(out, [bias.clone(), bias].concat());
     }
 }
@@ -203,7 +204,8 @@ fn long_inputs_are_multiplied_in_parts() {
 fn calls_from_many_threads_agree() {
     let (n, k, m) = (70, 200, 130);
     let (x, weights) = (values(n * k, 5), dense(m, k, 6));
-    for kernel in Kernel::available() {
+    // Not in f32: there the last bits depend on how columns are shared out.
+    for kernel in Kernel::available().into_iter().filter(|&kernel| kernel != Kernel::F32) {
         let product = || {
             let mut out = vec![f32::NAN; n * m];
             matmul_with(kernel, &x, n, &mut [Linear::new(&weights, Start::Zero, &mut out)], &mut Scratch::new());
@@ -236,7 +238,7 @@ fn scratch_is_reused_and_stale_contents_do_not_matter() {
             assert_eq!(reused, fresh);
         }
     }
-    assert!(scratch.bytes() > 0);
+    assert!(scratch.bytes() > 0 && scratch.bytes() <= Scratch::max_bytes(64, 200, rayon::current_num_threads()));
 }
 
 #[test]
