@@ -62,9 +62,9 @@ impl Cache {
         &self.folder
     }
 
-    /// Where a model is kept, whether it is there or not. The name holds some of the hash: another file under the same alias is another name.
+    /// Where a model is kept, whether it is there or not.
     pub fn place(&self, alias: &Alias) -> PathBuf {
-        self.folder.join(format!("{}-{}.gguf", alias.name, &alias.sha256[..12]))
+        self.folder.join(format!("{}.gguf", alias.name))
     }
 
     /// The path of a model that is here.
@@ -91,7 +91,12 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Fetch`] when every source failed, with the reason of each; [`Error::Io`], [`Error::Cancelled`]. Nothing is left behind.
-    pub fn fetch(&self, alias: &Alias, progress: &mut dyn FnMut(FetchProgress<'_>), cancel: &AtomicBool) -> Result<PathBuf> {
+    pub fn fetch(
+        &self,
+        alias: &Alias,
+        progress: &mut dyn FnMut(FetchProgress<'_>),
+        cancel: &AtomicBool,
+    ) -> Result<PathBuf> {
         if let Some(path) = self.path(alias) {
             return Ok(path);
         }

@@ -35,7 +35,9 @@ pub fn resolve(text: &str, progress: &mut dyn FnMut(FetchProgress<'_>), cancel: 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let names: Vec<_> = ALIASES.iter().map(|alias| alias.name).collect();
             let names = names.join(", ");
-            Err(Error::Request(format!("there is no model '{text}': no file or folder, and the known names are {names}")))
+            Err(Error::Request(format!(
+                "there is no model '{text}': no file or folder, and the known names are {names}"
+            )))
         }
         Err(source) => Err(Error::Io { path: path.to_owned(), source }),
     }

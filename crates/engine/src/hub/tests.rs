@@ -110,7 +110,10 @@ fn parts_are_joined_in_order_once() {
     let alias = right();
     assert_eq!(fixture.cache.path(&alias), None);
     let mut last = None;
-    let path = fixture.cache.fetch(&alias, &mut |p| last = Some((p.phase.to_owned(), p.done, p.total)), &AtomicBool::new(false)).unwrap();
+    let path = fixture
+        .cache
+        .fetch(&alias, &mut |p| last = Some((p.phase.to_owned(), p.done, p.total)), &AtomicBool::new(false))
+        .unwrap();
     assert_eq!(fs::read(&path).unwrap(), [FIRST, SECOND].concat());
     assert_eq!(last.unwrap(), ("fetching model".into(), alias.bytes, alias.bytes));
     assert_eq!(fixture.contents(), [path.file_name().unwrap().to_str().unwrap()]);
