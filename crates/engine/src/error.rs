@@ -28,6 +28,14 @@ pub enum Error {
     /// The request cannot be carried out as asked.
     #[error("{0}")]
     Request(String),
+    /// A model could not be downloaded.
+    #[error("could not fetch {model}: {what}")]
+    Fetch {
+        /// Its name.
+        model: String,
+        /// Why, for each of its sources.
+        what: String,
+    },
     /// From the attention crate.
     #[error(transparent)]
     Attention(#[from] speedread_attention::Error),

@@ -5,6 +5,7 @@ mod decoder;
 pub mod error;
 pub mod generate;
 pub mod gguf;
+pub mod hub;
 pub mod kv_cache;
 pub mod memory;
 pub mod model;
