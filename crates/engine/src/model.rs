@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::gemm::Precision;
-use crate::config::{ModelConfig, RopeTensors, token_ids};
+use crate::config::{ModelConfig, RopeTensors};
 use crate::decoder::Decoder;
-use crate::gguf::{GgufFile, Metadata};
+use crate::gguf::GgufFile;
 use crate::kv_cache::{CacheShape, KvType};
 use crate::rope::{RopeScaling, RopeVariant};
 use crate::tokenizer::{ChatTemplate, Tokenizer};
@@ -74,18 +74,6 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// Tokens that end a turn in some family; a GGUF file often names only one of those its model uses.
-const END_TOKENS: [&str; 8] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|user|>",
-    "<|observation|>",
-];
-
 impl Model {
     /// Opens a GGUF file, or a Hugging Face folder (`config.json`, `tokenizer.json`, safetensors).
     pub fn open(path: &Path, options: &ModelOptions) -> Result<Self> {
@@ -95,9 +83,11 @@ impl Model {
             parts.config.stretch(scaling)?;
         }
         let decoder = Decoder::load(&parts.config, &parts.weights, &CpuBackend::new(Precision::default()))?;
-        let Parts { config, tokenizer, chat_template, mut eos_ids, .. } = parts;
+        let Parts { config, tokenizer, .. } = parts;
+        let mut eos_ids = [&config.eos_ids, tokenizer.end_ids()].concat();
         eos_ids.sort_unstable();
         eos_ids.dedup();
+        let chat_template = tokenizer.chat_template()?;
         Ok(Self { config, tokenizer, chat_template, decoder, eos_ids, path: path.into() })
     }
 
@@ -163,14 +153,11 @@ struct Parts {
     config: ModelConfig,
     weights: Weights,
     tokenizer: Tokenizer,
-    chat_template: Option<ChatTemplate>,
-    eos_ids: Vec<u32>,
 }
 
 impl Parts {
     fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        let metadata = &file.metadata;
         let weights = Weights::open_gguf(&file);
         let vector = |name: &str| weights.contains(name).then(|| weights.vector(name)).transpose();
         let rope = RopeTensors {
@@ -178,67 +165,15 @@ impl Parts {
             short: vector("rope_factors_short.weight")?,
             long: vector("rope_factors_long.weight")?,
         };
-        let config = ModelConfig::from_gguf(metadata, rope)?;
-        let tokenizer = Tokenizer::from_gguf(metadata)?;
-        let special = |key: &str| special_token(metadata, key);
-        let chat_template = match metadata.string("tokenizer.chat_template")? {
-            Some(source) => Some(ChatTemplate::new(
-                source,
-                special("tokenizer.ggml.bos_token_id")?,
-                special("tokenizer.ggml.eos_token_id")?,
-            )?),
-            None => None,
-        };
-        let mut eos_ids = config.eos_ids.clone();
-        eos_ids.extend(END_TOKENS.iter().filter_map(|token| tokenizer.token_id(token)));
-        Ok(Self { config, weights, tokenizer, chat_template, eos_ids })
+        let config = ModelConfig::from_gguf(&file.metadata, rope)?;
+        Ok(Self { config, tokenizer: Tokenizer::from_gguf(&file.metadata)?, weights })
     }
 
     fn from_folder(folder: &Path) -> Result<Self> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            std::fs::read_to_string(&path).map_err(|source| Error::Io { path, source })
-        };
-        let config = ModelConfig::from_hf(&read("config.json")?, &folder.join("config.json"))?;
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let config = ModelConfig::from_hf(&text, &path)?;
         let weights = Weights::open_safetensors(folder)?;
-        let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-        let json = |name: &str| -> Result<Option<serde_json::Value>> {
-            let path = folder.join(name);
-            if !path.exists() {
-                return Ok(None);
-            }
-            let format = |e: serde_json::Error| Error::Format { path: path.clone(), what: format!("not JSON: {e}") };
-            serde_json::from_str(&read(name)?).map(Some).map_err(format)
-        };
-        let tokenizer_config = json("tokenizer_config.json")?.unwrap_or_default();
-        // A token is written as text, or as an object that holds the text.
-        let token = |name: &str| {
-            let value = &tokenizer_config[name];
-            value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-        };
-        let source = match folder.join("chat_template.jinja").exists() {
-            true => Some(read("chat_template.jinja")?),
-            false => tokenizer_config["chat_template"].as_str().map(str::to_owned),
-        };
-        let chat_template = source
-            .map(|source| ChatTemplate::new(&source, token("bos_token").as_deref(), token("eos_token").as_deref()))
-            .transpose()?;
-        let mut eos_ids = config.eos_ids.clone();
-        if let Some(generation) = json("generation_config.json")? {
-            eos_ids.extend(token_ids(generation.get("eos_token_id"))?);
-        }
-        eos_ids.extend(token("eos_token").and_then(|token| tokenizer.token_id(&token)));
-        Ok(Self { config, weights, tokenizer, chat_template, eos_ids })
-    }
-}
-
-/// The text of a special token, by the metadata key of its id.
-fn special_token<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a str>> {
-    let (Some(id), Some(tokens)) = (metadata.usize(key)?, metadata.strings("tokenizer.ggml.tokens")?) else {
-        return Ok(None);
-    };
-    match tokens.get(id) {
-        Some(token) => Ok(Some(token)),
-        None => Err(Error::Unsupported(format!("{key} is {id}, but there are {} tokens", tokens.len()))),
+        Ok(Self { config, weights, tokenizer: Tokenizer::from_file(&folder.join("tokenizer.json"))? })
     }
 }

@@ -232,7 +232,7 @@ pub(super) fn long_rope_attention_factor(factor: f64, original: usize) -> f64 {
 }
 
 /// `eos_token_id`: absent, a number, or a list of numbers.
-pub(crate) fn token_ids(value: Option<&Value>) -> Result<Vec<u32>> {
+fn token_ids(value: Option<&Value>) -> Result<Vec<u32>> {
     let id = |value: &Value| {
         value
             .as_u64()

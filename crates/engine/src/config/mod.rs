@@ -8,7 +8,6 @@ mod gguf;
 mod hf;
 
 pub use gguf::RopeTensors;
-pub(crate) use hf::token_ids;
 
 use crate::rope::{RopeConfig, RopeScaling};
 use crate::{Error, Result};

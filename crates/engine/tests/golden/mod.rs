@@ -55,21 +55,10 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 /// GPT-2's printable stand-ins for the 256 bytes, then fillers up to `vocab`.
 fn byte_tokens(vocab: usize) -> Vec<String> {
     let printable = |b: u32| (33..127).contains(&b) || (161..173).contains(&b) || (174..256).contains(&b);
-    let mut stand_in = 256;
+    let mut stand_ins = 256..;
     let mut tokens: Vec<String> = (0..256u32)
-        .map(|b| {
-            let code = if printable(b) {
-                b
-            } else {
-                stand_in
-                    + u32::from({
-                        stand_in += 1;
-                        false
-                    })
-                    - 1
-            };
-            char::from_u32(code).unwrap().to_string()
-        })
+        .map(|b| if printable(b) { b } else { stand_ins.next().unwrap() })
+        .map(|code| char::from_u32(code).unwrap().to_string())
         .collect();
     tokens.extend((256..vocab).map(|i| format!("<extra_{i}>")));
     tokens
