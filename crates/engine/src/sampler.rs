@@ -164,7 +164,9 @@ fn likeliest(logits: &[f32]) -> Result<u32> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in (0..).zip(logits) {
         if logit.is_nan() || logit == f32::INFINITY {
-            return Err(Error::Request(format!("the model's logit of token {id} is {logit}: its numbers went out of range")));
+            return Err(Error::Request(format!(
+                "the model's logit of token {id} is {logit}: its numbers went out of range"
+            )));
         }
         if logit > best.map_or(f32::NEG_INFINITY, |(_, highest)| highest) {
             best = Some((id, logit));
@@ -189,4 +191,135 @@ fn draw(candidates: &[(u32, f32)], rng: &mut impl RngCore) -> Option<u32> {
     }
     // Rounding may leave a hair.
     candidates.last().map(|&(id, _)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often each of four tokens with probabilities 0.5, 0.3, 0.15, 0.05 is chosen, as a share.
+    fn shares(options: SamplerOptions) -> [f64; 4] {
+        const DRAWS: usize = 40_000;
+        // The order of ids is not that of likelihood.
+        let logits = [0.15f32, 0.5, 0.05, 0.3].map(|p| p.ln() + 3.0);
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut counts = [0usize; 4];
+        for _ in 0..DRAWS {
+            counts[sampler.sample(&mut logits.clone(), &[]).unwrap() as usize] += 1;
+        }
+        [1, 3, 0, 2].map(|id: usize| counts[id] as f64 / DRAWS as f64)
+    }
+
+    #[track_caller]
+    fn assert_near(options: SamplerOptions, expected: [f64; 4]) {
+        let shares = shares(options);
+        for (share, expected) in shares.iter().zip(expected) {
+            // Five standard errors are 0.0125 at most; a share of 0 is exact.
+            let tolerance = if expected == 0.0 { 0.0 } else { 0.0125 };
+            assert!((share - expected).abs() <= tolerance, "{shares:?} should be near {expected:?}");
+        }
+    }
+
+    const PLAIN: SamplerOptions = SamplerOptions {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        repetition_window: 64,
+        seed: 7,
+    };
+
+    #[test]
+    fn distributions_are_as_computed_by_hand() {
+        assert_near(PLAIN, [0.5, 0.3, 0.15, 0.05]);
+        // Squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365.
+        assert_near(SamplerOptions { temperature: 0.5, ..PLAIN }, [0.6849, 0.2466, 0.0616, 0.0068]);
+        assert_near(SamplerOptions { top_k: 2, ..PLAIN }, [0.625, 0.375, 0.0, 0.0]);
+        assert_near(SamplerOptions { top_k: 100, ..PLAIN }, [0.5, 0.3, 0.15, 0.05]);
+        // The smallest set that reaches the bound: 0.5 + 0.3 is just short of 0.81.
+        assert_near(SamplerOptions { top_p: 0.79, ..PLAIN }, [0.625, 0.375, 0.0, 0.0]);
+        assert_near(SamplerOptions { top_p: 0.81, ..PLAIN }, [0.5263, 0.3158, 0.1579, 0.0]);
+        assert_near(SamplerOptions { top_p: 1e-6, ..PLAIN }, [1.0, 0.0, 0.0, 0.0]);
+        // Of what top-k leaves: 0.5 of 0.95 is already more than a half.
+        assert_near(SamplerOptions { top_k: 3, top_p: 0.52, ..PLAIN }, [1.0, 0.0, 0.0, 0.0]);
+        // At least 0.2 x 0.5.
+        assert_near(SamplerOptions { min_p: 0.2, ..PLAIN }, [0.5263, 0.3158, 0.1579, 0.0]);
+        assert_near(SamplerOptions { min_p: 1.0, ..PLAIN }, [1.0, 0.0, 0.0, 0.0]);
+        assert_near(SamplerOptions { temperature: 0.0, ..PLAIN }, [1.0, 0.0, 0.0, 0.0]);
+        assert_near(SamplerOptions { temperature: 1e-30, ..PLAIN }, [1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn top_p_over_a_large_vocabulary_keeps_the_right_tokens() {
+        // 2,000 tokens share 0.9 evenly, 10,000 share the rest: at 0.5, 1,112 of the first kind with the lowest ids.
+        let logits: Vec<f32> =
+            (0..12_000).map(|id| if id % 6 == 0 { (0.9f32 / 2000.0).ln() } else { (0.1f32 / 10_000.0).ln() }).collect();
+        let mut sampler = Sampler::new(SamplerOptions { top_p: 0.5, ..PLAIN }).unwrap();
+        let mut highest = 0;
+        for _ in 0..3000 {
+            let id = sampler.sample(&mut logits.clone(), &[]).unwrap();
+            assert_eq!(id % 6, 0);
+            highest = highest.max(id / 6);
+        }
+        assert!((1100..=1112).contains(&highest), "{highest}");
+    }
+
+    #[test]
+    fn the_penalty_counts_each_recent_token_once_within_its_window() {
+        let options = SamplerOptions { repetition_penalty: 2.0, repetition_window: 3, ..SamplerOptions::default() };
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut logits = [4.0, -1.0, 3.0, 0.5];
+        // Token 3 is out of the window, and 99 is no token.
+        assert_eq!(sampler.sample(&mut logits, &[3, 0, 0, 1]).unwrap(), 2);
+        assert_eq!(logits, [2.0, -2.0, 3.0, 0.5]);
+        assert_eq!(sampler.sample(&mut [1.0, 0.9], &[99]).unwrap(), 0);
+        let window = SamplerOptions { repetition_window: 0, ..options };
+        assert_eq!(Sampler::new(window).unwrap().sample(&mut [1.0, 0.9], &[0, 0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_seed_fixes_the_draws() {
+        let draws = |seed| {
+            let mut sampler = Sampler::new(SamplerOptions { seed, ..PLAIN }).unwrap();
+            (0..16).map(|_| sampler.sample(&mut [0.0; 10], &[]).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(1), draws(2));
+        // The same in every version: a change of generator would show here.
+        assert_eq!(draws(0), [7, 4, 6, 0, 8, 5, 8, 9, 8, 1, 8, 7, 5, 3, 7, 6]);
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equals() {
+        let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
+        assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, 1.0, 2.0, 2.0], &[]).unwrap(), 2);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (options, reason) in [
+            (SamplerOptions { temperature: -1.0, ..PLAIN }, "temperature is -1"),
+            (SamplerOptions { temperature: f32::NAN, ..PLAIN }, "temperature is NaN"),
+            (SamplerOptions { temperature: f32::INFINITY, ..PLAIN }, "temperature is inf"),
+            (SamplerOptions { top_p: 0.0, ..PLAIN }, "top-p is 0"),
+            (SamplerOptions { top_p: 1.5, ..PLAIN }, "top-p is 1.5"),
+            (SamplerOptions { min_p: 1.1, ..PLAIN }, "min-p is 1.1"),
+            (SamplerOptions { min_p: f32::NAN, ..PLAIN }, "min-p is NaN"),
+            (SamplerOptions { repetition_penalty: 0.0, ..PLAIN }, "repetition penalty is 0"),
+        ] {
+            let error = Sampler::new(options).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let mut sampler = Sampler::new(PLAIN).unwrap();
+        for (logits, reason) in [
+            (&mut [][..], "0 logits"),
+            (&mut [f32::NEG_INFINITY; 2][..], "2 logits"),
+            (&mut [0.0, f32::NAN][..], "token 1 is NaN"),
+            (&mut [f32::INFINITY][..], "token 0 is inf"),
+        ] {
+            let error = sampler.sample(logits, &[]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
 }

@@ -57,7 +57,9 @@ impl AddedTokens {
                 .match_kind(MatchKind::LeftmostLongest)
                 .start_kind(StartKind::Both)
                 .build(tokens.iter().map(|token| &token.text))
-                .map_err(|e| Error::Unsupported(format!("the {} added tokens are too many to search for: {e}", tokens.len())))
+                .map_err(|e| {
+                    Error::Unsupported(format!("the {} added tokens are too many to search for: {e}", tokens.len()))
+                })
         };
         let tokens: Vec<_> = tokens.into_iter().filter(|token| !token.text.is_empty()).collect();
         let all = build(&tokens.iter().collect::<Vec<_>>())?;
@@ -185,9 +187,9 @@ mod tests {
         AddedTokens::new(tokens).unwrap()
     }
 
-    fn shown(text: &str, parse_control: bool, untrusted: &[Range<usize>]) -> String {
+    fn shown(text: &str, parse_control: bool, untrusted: Option<Range<usize>>) -> String {
         let tokens = tokens();
-        let parts = tokens.split(text, parse_control, untrusted);
+        let parts = tokens.split(text, parse_control, untrusted.as_slice());
         let show = |part: &Part| match part {
             Part::Text { start, text: part } => {
                 assert_eq!(&&text[*start..][..part.len()], part);
@@ -200,22 +202,22 @@ mod tests {
 
     #[test]
     fn tokens_are_found_longest_first_and_strip_as_they_should() {
-        assert_eq!(shown("", true, &[]), "");
-        assert_eq!(shown("plain", true, &[]), "\"plain\"");
-        assert_eq!(shown("<s>a <end> \n b<end>", true, &[]), "0 \"a \" 1 \"b\" 1");
-        assert_eq!(shown("<end><end><s>", true, &[]), "4 0");
-        assert_eq!(shown("x \t<tool> y<", true, &[]), "\"x\" 2 \" y\" 3");
-        assert_eq!(shown("a cat, concat cats cat", true, &[]), "\"a \" 5 \", concat cats \" 5");
+        assert_eq!(shown("", true, None), "");
+        assert_eq!(shown("plain", true, None), "\"plain\"");
+        assert_eq!(shown("<s>a <end> \n b<end>", true, None), "0 \"a \" 1 \"b\" 1");
+        assert_eq!(shown("<end><end><s>", true, None), "4 0");
+        assert_eq!(shown("x \t<tool> y<", true, None), "\"x\" 2 \" y\" 3");
+        assert_eq!(shown("a cat, concat cats cat", true, None), "\"a \" 5 \", concat cats \" 5");
     }
 
     #[test]
     fn control_tokens_need_trust_and_user_defined_ones_do_not() {
-        assert_eq!(shown("<s> <tool>", false, &[]), "3 \"s>\" 2");
+        assert_eq!(shown("<s> <tool>", false, None), "3 \"s>\" 2");
         // The second <s> is someone's text; the "<" in it is still a token of its own.
-        assert_eq!(shown("<s><s>", true, &[3..4]), "0 3 \"s>\"");
+        assert_eq!(shown("<s><s>", true, Some(3..4)), "0 3 \"s>\"");
         // Any byte of it is enough.
-        assert_eq!(shown("<s>", true, &[2..3]), "3 \"s>\"");
-        assert_eq!(shown("<s>", true, &[3..4]), "0");
+        assert_eq!(shown("<s>", true, Some(2..3)), "3 \"s>\"");
+        assert_eq!(shown("<s>", true, Some(3..4)), "0");
     }
 
     #[test]

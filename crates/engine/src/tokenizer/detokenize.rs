@@ -36,7 +36,9 @@ pub(super) fn push_bytes(vocab: &Vocab, spelling: Spelling, id: u32, bytes: &mut
 /// The byte that `<0x41>` stands for.
 pub(super) fn parse_byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    // Not the sign that parsing a number would take too.
+    let hex = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    hex.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Turns tokens into text as they come. A character that is spread over several tokens appears with its last one.
