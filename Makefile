@@ -1,0 +1,36 @@
+# What people and CI run. Needs Rust, a C compiler and Python 3 with pip.
+
+CARGO ?= cargo
+PYTHON ?= python3
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help demo test lint fmt bench bench-kernels
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
+
+demo:  ## Ask a real model about a real long text (downloads 492 MB the first time)
+	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" TARGET="$(TARGET)" scripts/demo.sh
+
+# Tests, binary and examples are built at once, with the features that the tests give the dependencies, so that no step builds anything anew.
+test: lint  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
+	$(CARGO) build --workspace --bins --tests --examples --locked
+	model="$$($(TARGET)/debug/speedread models fetch smollm2)" && \
+	SPEEDREAD_TEST_MODELS="$$(dirname "$$model")" SPEEDREAD_REQUIRE_MODELS=1 $(CARGO) test --workspace --locked
+
+lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	find scripts benchmarks crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
+	find scripts .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 -n1 bash -n
+
+fmt:  ## Format the code
+	$(CARGO) fmt --all
+
+bench:  ## Time prefill of the default model, dense and sparse side by side
+	$(CARGO) build --release --locked --bin speedread
+	$(TARGET)/release/speedread bench --lengths 2048,8192,16384 --svg $(TARGET)/prefill.svg
+
+bench-kernels:  ## Time the attention and linear kernels alone
+	$(CARGO) bench --workspace --locked --benches

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds speedread, fetches the default model and a long essay, and asks a question about it.
+#
+#     scripts/demo.sh [QUESTION]
+#
+# The essay tells the author's life in some 17,000 tokens; the answer to the standard question stands in one clause in its middle, and
+# nowhere else.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo=${CARGO:-cargo} python=${PYTHON:-python3} target=${TARGET:-${CARGO_TARGET_DIR:-target}}
+question=${1:-"What car did the author buy when Yahoo bought Viaweb?"}  # "a yellow 1998 VW GTI"
+
+for tool in "$cargo" "$python"; do
+    command -v "$tool" > /dev/null || { echo "error: the demo needs $tool" >&2; exit 1; }
+done
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+[ -t 1 ] || say() { printf '\n%s\n' "$*"; }
+
+say "1. Building (some minutes the first time)"
+"$cargo" build --release --locked --bin speedread
+speedread=$target/release/speedread
+
+say "2. Fetching the model (491 MB) and the text (0.3 MB); both are kept"
+"$speedread" models fetch qwen2.5-coder-0.5b
+text=$("$python" scripts/fetch_text.py "$target/demo")
+echo "$text: $(wc -w < "$text") words"
+
+say "3. Asking"
+echo "\$ speedread ask \"$question\" -f $text"
+"$speedread" ask "$question" -f "$text"
