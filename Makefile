@@ -16,7 +16,7 @@ demo:  ## Ask a real model about a real long text (downloads 492 MB the first ti
 test: lint  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
 	$(CARGO) build --workspace --bins --tests --examples --locked
 	model="$$($(TARGET)/debug/speedread models fetch smollm2)" && \
-	SPEEDREAD_TEST_MODELS="$$(dirname "$$model")" SPEEDREAD_REQUIRE_MODELS=1 $(CARGO) test --workspace --locked
+	SPEEDREAD_TEST_MODELS="$$(cd "$$(dirname "$$model")" && pwd)" SPEEDREAD_REQUIRE_MODELS=1 $(CARGO) test --workspace --locked
 
 lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
 	$(CARGO) fmt --all --check
