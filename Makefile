@@ -1,35 +1,36 @@
-# What people and CI run. `make help` lists the targets.
+# What people and CI run. Needs Rust, a C compiler and Python 3 with pip.
+
 CARGO ?= cargo
 PYTHON ?= python3
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-SHELL := bash
-.SHELLFLAGS := -euo pipefail -c
-.DEFAULT_GOAL := help
-.PHONY: help demo test bench lint fmt fmt-check clippy doc
+.PHONY: help demo test lint fmt bench bench-kernels
 
-help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
 
-demo: ## Ask a real model about a long real text, with sparse attention (downloads 492 MB once)
-	@PYTHON=$(PYTHON) CARGO=$(CARGO) scripts/demo.sh
+demo:  ## Ask a real model about a real long text (downloads 492 MB the first time)
+	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" TARGET="$(TARGET)" scripts/demo.sh
 
-test: lint ## Everything CI runs: format, lints, docs, tests (downloads 98 MB once)
-	@CARGO=$(CARGO) scripts/test.sh
+# Tests, binary and examples are built at once, with the features that the tests give the dependencies, so that no step builds anything anew.
+test: lint  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
+	$(CARGO) build --workspace --bins --tests --examples --locked
+	model="$$($(TARGET)/debug/speedread models fetch smollm2)" && \
+	SPEEDREAD_TEST_MODELS="$$(cd "$$(dirname "$$model")" && pwd)" SPEEDREAD_REQUIRE_MODELS=1 $(CARGO) test --workspace --locked
 
-bench: ## Time prefill, dense and sparse side by side
-	$(CARGO) run --release --locked -p speedread -- bench $(BENCH_ARGS)
+lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	find scripts benchmarks crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
+	find scripts .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 -n1 bash -n
 
-lint: fmt-check clippy doc ## Format, clippy and rustdoc, warnings being errors
-
-fmt: ## Format the code
+fmt:  ## Format the code
 	$(CARGO) fmt --all
 
-fmt-check:
-	$(CARGO) fmt --all -- --check
+bench:  ## Time prefill of the default model, dense and sparse side by side
+	$(CARGO) build --release --locked --bin speedread
+	$(TARGET)/release/speedread bench --lengths 2048,8192,16384 --svg $(TARGET)/prefill.svg
 
-clippy:
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) clippy -p speedread --features hub --locked -- -D warnings
-
-doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+bench-kernels:  ## Time the attention and linear kernels alone
+	$(CARGO) bench --workspace --locked --benches
