@@ -12,15 +12,13 @@ help:  ## List the targets
 demo:  ## Ask a real model about a real long text (downloads 492 MB the first time)
 	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" TARGET="$(TARGET)" scripts/demo.sh
 
-# Tests, binary and examples are built at once, with the features that the tests give the dependencies, so that no step builds anything anew.
 test: lint  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
-	$(CARGO) build --workspace --bins --tests --examples --locked
-	model="$$($(TARGET)/debug/speedread models fetch smollm2)" && \
-	SPEEDREAD_TEST_MODELS="$$(cd "$$(dirname "$$model")" && pwd)" SPEEDREAD_REQUIRE_MODELS=1 $(CARGO) test --workspace --locked
+	@CARGO="$(CARGO)" TARGET="$(TARGET)" scripts/test.sh
 
 lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p speedread --features hub --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	find scripts benchmarks crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
 	find scripts .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 -n1 bash -n
