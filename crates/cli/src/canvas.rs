@@ -48,7 +48,7 @@ impl Canvas {
             let raster = get_raster(c, FontWeight::Regular, RasterHeight::Size16)
                 .or_else(|| get_raster('?', FontWeight::Regular, RasterHeight::Size16));
             let Some(raster) = raster else { continue };
-            for (dy, row) in raster.raster().iter().enumerate() {
+            for (dy, row) in raster.rows().enumerate() {
                 for (dx, &ink) in row.iter().enumerate().filter(|&(_, &ink)| ink > 0) {
                     self.set(x + i * step + dx, y + dy, [255 - ink; 3]);
                 }

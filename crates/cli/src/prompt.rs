@@ -69,9 +69,9 @@ pub fn question(model: &Model, text: &str, question: &str) -> anyhow::Result<Vec
 /// Ids of a conversation that the model is to continue; plain text where the model has no chat template.
 pub fn chat(model: &Model, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
     match &model.chat_template {
-        Some(template) => Ok(template.encode(&model.tokenizer, messages, true)?),
+        Some(template) => Ok(model.tokenizer.encode_chat(template, messages, true)?),
         None => {
-            let turns: String = messages.iter().map(|m| format!("{}: {}\n\n", m.role.name(), m.content)).collect();
+            let turns: String = messages.iter().map(|m| format!("{}: {}\n\n", m.role.as_str(), m.content)).collect();
             Ok(model.tokenizer.encode(&format!("{turns}assistant:"), false)?)
         }
     }

@@ -66,7 +66,7 @@ pub fn generate(
         if ids.len() == max_tokens {
             break FinishReason::Length;
         }
-        let id = sampler.sample(&mut logits, &ids);
+        let id = sampler.sample(&mut logits, &ids)?;
         if eos.contains(&id) {
             break FinishReason::Stop;
         }

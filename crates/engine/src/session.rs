@@ -281,10 +281,14 @@ impl<'m> Session<'m> {
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
         self.check_request(&[id])?;
         let rotary = (&self.frequencies.0[..], self.frequencies.1);
-        let (decoder, backend, work) = (&self.model.decoder, &mut self.backend, &mut self.work);
-        decoder.decode(backend, work, &mut self.cache, id, self.len, rotary)?;
-        self.logits.resize(self.model.config.vocab, 0.0);
-        decoder.logits(backend, work, 0..1, &mut self.logits)?;
+        let (decoder, backend, work, cache) = (&self.model.decoder, &mut self.backend, &mut self.work, &mut self.cache);
+        let (position, vocab, logits) = (self.len, self.model.config.vocab, &mut self.logits);
+        // Inside the thread pool: a step is hundreds of small parallel loops, and each would be handed over to the pool by itself.
+        rayon::scope(|_| {
+            decoder.decode(backend, work, cache, id, position, rotary)?;
+            logits.resize(vocab, 0.0);
+            decoder.logits(backend, work, 0..1, logits)
+        })?;
         self.len += 1;
         Ok(&self.logits)
     }

@@ -9,7 +9,7 @@ use speedread_engine::tokenizer::{Message, Role};
 
 use crate::args::ChatArgs;
 use crate::context::{Interrupt, open_model, prefill};
-use crate::output::{self, Summary};
+use crate::output::Summary;
 use crate::{input, prompt};
 
 /// Tokens kept for the talk itself, beyond the documents.

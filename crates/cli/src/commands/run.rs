@@ -16,7 +16,7 @@ pub fn run(args: RunArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let text = if documents.is_empty() { String::new() } else { input::join(&documents) };
     let prompt = prompt::fit(&model, &text, args.sampling.max_tokens.get(), args.input.truncate, |text| {
         // The one command whose text is the prompt to the letter: special tokens in it count.
-        Ok(model.tokenizer.encode(&format!("{text}{after}"), true)?)
+        Ok(model.tokenizer.encode_prompt(&format!("{text}{after}"), true)?)
     })?;
     super::answer(&model, prompt, &args.prefill, &args.sampling, args.json, interrupt)
 }

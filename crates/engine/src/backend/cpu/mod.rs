@@ -98,6 +98,9 @@ impl CpuBackend {
 /// Runs `work` on matching blocks of whole rows in parallel.
 fn per_rows<F: Fn(usize, &mut [f32]) + Sync>(data: &mut [f32], columns: usize, work: F) {
     let rows = (TASK / columns).max(1);
+    if data.len() <= rows * columns {
+        return work(0, data);
+    }
     data.par_chunks_mut(rows * columns).enumerate().for_each(|(i, block)| work(i * rows, block));
 }
 
