@@ -45,7 +45,7 @@ pub fn run(args: ChatArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let of_text = if kept.is_empty() { 0 } else { model.tokenizer.encode(&kept, false)?.len() };
     let context = args.context.map_or(of_text + TALK_TOKENS, |n| n.get()).min(model.config.context);
     let sampler_options = args.sampling.options();
-    let mut sampler = Sampler::new(sampler_options.clone())?;
+    let mut sampler = Sampler::new(sampler_options)?;
     let mut session = Session::new(&model, args.prefill.session(&model.config, context)?)?;
     // Ids in the cache, to find what a new turn adds.
     let mut read: Vec<u32> = vec![];

@@ -36,7 +36,7 @@ fn answer(
     let max_tokens = sampling.max_tokens.get().min(room);
     let options = prefill_args.session(&model.config, prompt.ids.len() + max_tokens)?;
     let sampler_options = sampling.options();
-    let mut sampler = Sampler::new(sampler_options.clone())?;
+    let mut sampler = Sampler::new(sampler_options)?;
     let mut session = Session::new(model, options)?;
     let report = prefill(&mut session, &prompt.ids, interrupt)?;
     let generation = stream(&mut session, &mut sampler, sampling, max_tokens, as_json, interrupt)?;
