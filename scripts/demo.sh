@@ -8,7 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo} python=${PYTHON:-python3} target=${TARGET:-${CARGO_TARGET_DIR:-target}}
-question=${1:-"What car did the author buy when Yahoo bought Viaweb?"}  # "a yellow 1998 VW GTI"
+question=${1:-"What car did the author buy when Yahoo bought Viaweb?"}
+right="GTI"  # "I bought a car, a yellow 1998 VW GTI."
 
 for tool in "$cargo" "$python"; do
     command -v "$tool" > /dev/null || { echo "error: the demo needs $tool" >&2; exit 1; }
@@ -28,4 +29,14 @@ echo "$text: $(wc -w < "$text") words"
 
 say "3. Asking"
 echo "\$ speedread ask \"$question\" -f $text"
-"$speedread" ask "$question" -f "$text"
+"$speedread" ask "$question" -f "$text" | tee "$target/demo/answer.txt"
+
+# A question of the user's own is theirs to judge.
+if (($# == 0)); then
+    if grep -q "$right" "$target/demo/answer.txt"; then
+        say "The answer is right: the essay says \"$(tr '\n' ' ' < "$text" | grep -o "[^.]*$right[^.]*" | head -1 | sed 's/^ *//')\"."
+    else
+        say "The answer is wrong: it should name $right." >&2
+        exit 1
+    fi
+fi
