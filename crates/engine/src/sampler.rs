@@ -164,7 +164,9 @@ fn likeliest(logits: &[f32]) -> Result<u32> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in (0..).zip(logits) {
         if logit.is_nan() || logit == f32::INFINITY {
-            return Err(Error::Request(format!("the model's logit of token {id} is {logit}: its numbers went out of range")));
+            return Err(Error::Request(format!(
+                "the model's logit of token {id} is {logit}: its numbers went out of range"
+            )));
         }
         if logit > best.map_or(f32::NEG_INFINITY, |(_, highest)| highest) {
             best = Some((id, logit));

@@ -57,7 +57,9 @@ impl AddedTokens {
                 .match_kind(MatchKind::LeftmostLongest)
                 .start_kind(StartKind::Both)
                 .build(tokens.iter().map(|token| &token.text))
-                .map_err(|e| Error::Unsupported(format!("the {} added tokens are too many to search for: {e}", tokens.len())))
+                .map_err(|e| {
+                    Error::Unsupported(format!("the {} added tokens are too many to search for: {e}", tokens.len()))
+                })
         };
         let tokens: Vec<_> = tokens.into_iter().filter(|token| !token.text.is_empty()).collect();
         let all = build(&tokens.iter().collect::<Vec<_>>())?;
@@ -209,6 +211,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // One untrusted stretch, not the numbers of a range.
     fn control_tokens_need_trust_and_user_defined_ones_do_not() {
         assert_eq!(shown("<s> <tool>", false, &[]), "3 \"s>\" 2");
         // The second <s> is someone's text; the "<" in it is still a token of its own.

@@ -38,10 +38,7 @@ pub(super) enum Words {
         splitter: Splitter,
     },
     /// SentencePiece: spaces become visible.
-    Spaces {
-        prefix: Prefix,
-        cut: CutAtSpaces,
-    },
+    Spaces { prefix: Prefix, cut: CutAtSpaces },
 }
 
 /// Where a text with visible spaces is cut.
@@ -95,7 +92,10 @@ impl Encoder {
     /// Appends the ids of a stretch of text that stands between added tokens; `at_start` says that nothing stands before it.
     pub(super) fn encode(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<()> {
         if u32::try_from(text.len()).is_err() {
-            return Err(Error::Request(format!("a text of {} bytes is too long to encode: the limit is 4 GiB", text.len())));
+            return Err(Error::Request(format!(
+                "a text of {} bytes is too long to encode: the limit is 4 GiB",
+                text.len()
+            )));
         }
         let text = self.prepare(text, at_start);
         let mut words = vec![];
@@ -118,7 +118,9 @@ impl Encoder {
 
     fn prepare<'t>(&self, text: &'t str, at_start: bool) -> Cow<'t, str> {
         match self.words {
-            Words::Patterns { nfc: true, .. } if is_nfc_quick(text.chars()) != IsNormalized::Yes => text.nfc().collect(),
+            Words::Patterns { nfc: true, .. } if is_nfc_quick(text.chars()) != IsNormalized::Yes => {
+                text.nfc().collect()
+            }
             Words::Patterns { .. } => text.into(),
             Words::Spaces { prefix, .. } => {
                 let missing = !text.starts_with([' ', SPACE]);

@@ -107,7 +107,9 @@ fn vocab(file: &TokenizerFile, model: &Bpe) -> Result<Vocab, String> {
     for (text, &id) in &model.vocab {
         check(id, text)?;
         let byte = model.byte_fallback && parse_byte(text).is_some();
-        vocab.insert(id, text, if byte { TokenKind::Byte } else { TokenKind::Normal }).map_err(|e| format!("model.vocab: {e}"))?;
+        vocab
+            .insert(id, text, if byte { TokenKind::Byte } else { TokenKind::Normal })
+            .map_err(|e| format!("model.vocab: {e}"))?;
     }
     for token in &file.added_tokens {
         check(token.id, &token.content)?;

@@ -251,7 +251,8 @@ impl TokenizerFile {
             }
             return Ok(TextParts::Spaces { prefix: metaspace.prefix(), split: metaspace.split });
         }
-        let Some((PreTokenizer::ByteLevel { add_prefix_space: false, use_regex }, before)) = cutters.split_last() else {
+        let Some((PreTokenizer::ByteLevel { add_prefix_space: false, use_regex }, before)) = cutters.split_last()
+        else {
             return Err("the pre-tokenizer must be Metaspace, or end in ByteLevel without add_prefix_space".into());
         };
         let mut splitter = Splitter::default();
@@ -260,7 +261,9 @@ impl TokenizerFile {
                 PreTokenizer::Digits { individual_digits } => {
                     splitter.push(if *individual_digits { r"\p{N}" } else { r"\p{N}+" }, true)?
                 }
-                PreTokenizer::Split { pattern, behavior: Behavior::Isolated, .. } => splitter.push(&pattern.regex(), true)?,
+                PreTokenizer::Split { pattern, behavior: Behavior::Isolated, .. } => {
+                    splitter.push(&pattern.regex(), true)?
+                }
                 PreTokenizer::Split { pattern, behavior: Behavior::Removed, invert: true } => {
                     splitter.push(&pattern.regex(), false)?
                 }
@@ -319,7 +322,8 @@ impl TokenizerFile {
             for piece in single {
                 let TemplatePiece::SpecialToken { id } = piece else { break };
                 let token = special_tokens.get(id);
-                prefix.extend(&token.ok_or_else(|| format!("the post-processor does not define its token {id:?}"))?.ids);
+                prefix
+                    .extend(&token.ok_or_else(|| format!("the post-processor does not define its token {id:?}"))?.ids);
             }
         }
         Ok(prefix)

@@ -100,7 +100,8 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>> {
-        let (text, untrusted) = template.render_marked(messages, add_generation_prompt, |content| self.added.dangerous_chars(content))?;
+        let (text, untrusted) =
+            template.render_marked(messages, add_generation_prompt, |content| self.added.dangerous_chars(content))?;
         self.encode_with_trust(&text, true, &untrusted)
     }
 

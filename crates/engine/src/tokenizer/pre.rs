@@ -21,7 +21,8 @@ pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s
 /// Llama 3's: up to three digits together.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's: each digit alone.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 3.5's: marks belong to letters.
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// GPT-4o's: a word ends before a capital.
@@ -75,8 +76,21 @@ mod tests {
     #[test]
     fn every_pattern_is_usable() {
         for name in [
-            "llama-bpe", "glm4", "chatglm-bpe", "qwen2", "stablelm2", "qwen35", "gpt-2", "smollm", "command-r", "gpt-4o",
-            "tekken", "deepseek-llm", "deepseek-coder", "deepseek-v3", "default",
+            "llama-bpe",
+            "glm4",
+            "chatglm-bpe",
+            "qwen2",
+            "stablelm2",
+            "qwen35",
+            "gpt-2",
+            "smollm",
+            "command-r",
+            "gpt-4o",
+            "tekken",
+            "deepseek-llm",
+            "deepseek-coder",
+            "deepseek-v3",
+            "default",
         ] {
             let mut splitter = Splitter::default();
             for pattern in lookup(name).unwrap().patterns {

@@ -5,9 +5,9 @@
 //! backtracks needs time and a limit for that look-ahead (a run of a million spaces hits it); here the look-ahead is
 //! taken off the pattern, a linear-time automaton runs the rest, and the last character of such a run is given back.
 //! What the two dialects read differently is refused, never guessed.
+use regex_automata::Input;
 use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
-use regex_automata::Input;
 
 /// A sequence of steps, each of which cuts the pieces of the one before.
 #[derive(Debug, Default)]
@@ -33,10 +33,8 @@ impl Splitter {
         // Equal to the greedy forms: neither can give back a character that what follows would take.
         let pattern = pattern.replace(r"?+\p{L}", r"?\p{L}").replace(r"++[\r\n]*", r"+[\r\n]*");
         let fail = |what: String| format!("the splitting pattern {pattern:?} {what}");
-        let (head, tail) = TAILS
-            .iter()
-            .find_map(|tail| Some((pattern.strip_suffix(tail)?, Some(r"\s+"))))
-            .unwrap_or((&pattern, None));
+        let (head, tail) =
+            TAILS.iter().find_map(|tail| Some((pattern.strip_suffix(tail)?, Some(r"\s+")))).unwrap_or((&pattern, None));
         check_dialect(head).map_err(&fail)?;
         let patterns: Vec<&str> = [head].into_iter().chain(tail).collect();
         // In Oniguruma `^` and `$` always mean lines.
@@ -120,7 +118,8 @@ fn check_dialect(pattern: &str) -> Result<(), String> {
         match c {
             '\\' => {
                 // The braces of `\p{L}` are no quantifier.
-                if matches!(chars.next(), Some('p' | 'P' | 'x' | 'u')) && chars.peek() == Some(&'{') {
+                let escaped = chars.next();
+                if matches!(escaped, Some('p' | 'P' | 'x' | 'u')) && chars.peek() == Some(&'{') {
                     chars.by_ref().find(|c| *c == '}');
                 }
             }

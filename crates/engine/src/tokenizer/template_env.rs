@@ -131,7 +131,10 @@ mod tests {
             render(&format!("{{{{ {value} | tojson }}}}")),
             r#"{"a": [1, 2.5, true, null, "<é'\n>"], "b": {}, "c": []}"#
         );
-        assert_eq!(render(r#"{{ {"a": [1], "b": {}} | tojson(indent=2) }}"#), "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}");
+        assert_eq!(
+            render(r#"{{ {"a": [1], "b": {}} | tojson(indent=2) }}"#),
+            "{\n  \"a\": [\n    1\n  ],\n  \"b\": {}\n}"
+        );
     }
 
     #[test]
@@ -145,8 +148,16 @@ mod tests {
     fn the_dialect_has_what_templates_use() {
         // Blocks on lines of their own leave nothing behind.
         assert_eq!(render("a\n    {% if true %}\nb\n    {% endif %}\nc"), "a\nb\nc");
-        assert_eq!(render("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"), "02");
-        assert_eq!(render("{% set ns = namespace(x=1) %}{% for i in [1, 2] %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}"), "4");
+        assert_eq!(
+            render(
+                "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+            ),
+            "02"
+        );
+        assert_eq!(
+            render("{% set ns = namespace(x=1) %}{% for i in [1, 2] %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}"),
+            "4"
+        );
         assert_eq!(render("{{ ' a</t>b '.strip().split('</t>')[-1].upper() }}{{ 'x'.startswith('x') }}"), "BTrue");
         let year: i16 = render("{{ strftime_now('%Y') }}").parse().unwrap();
         assert!(year > 2024);

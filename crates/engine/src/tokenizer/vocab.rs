@@ -136,7 +136,9 @@ mod tests {
     #[test]
     fn bytes_and_characters_map_one_to_one() {
         // Checked against GPT-2's published table at its corners.
-        for (byte, c) in [(b' ', 'Ġ'), (b'\n', 'Ċ'), (b'\t', 'ĉ'), (0, 'Ā'), (0x7F, 'ġ'), (0xA0, 'ł'), (0xAD, 'Ń'), (b'a', 'a')] {
+        for (byte, c) in
+            [(b' ', 'Ġ'), (b'\n', 'Ċ'), (b'\t', 'ĉ'), (0, 'Ā'), (0x7F, 'ġ'), (0xA0, 'ł'), (0xAD, 'Ń'), (b'a', 'a')]
+        {
             assert_eq!(byte_to_char(byte), c);
         }
         for byte in 0..=255 {
