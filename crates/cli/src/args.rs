@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use speedread_attention::{FORMS, Pattern, PatternFile};
 use speedread_engine::config::ModelConfig;
@@ -167,7 +168,8 @@ impl PrefillArgs {
     pub fn session(&self, config: &ModelConfig, context: usize) -> anyhow::Result<SessionOptions> {
         let attention = match (&self.patterns, self.attention) {
             (Some(path), _) => {
-                AttentionChoice::PerHead(PatternFile::read(path)?.patterns(config.layers, config.heads)?)
+                let patterns = PatternFile::read(path)?.patterns(config.layers, config.heads);
+                AttentionChoice::PerHead(patterns.with_context(|| path.display().to_string())?)
             }
             (None, Attention::Auto) => AttentionChoice::Auto,
             (None, Attention::Pattern(Pattern::Dense)) => AttentionChoice::Dense,
