@@ -26,7 +26,8 @@ const PORTABLE: &[&str] = &["-gencode=arch=compute_80,code=[sm_80,compute_80]", 
 /// # Panics
 /// When a kernel does not compile or a file cannot be read or written: a build script has no better way to say so.
 pub fn compile(folder: &str) {
-    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR for build scripts"));
+    let root =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR for build scripts"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
     let folder = root.join(folder);
     // The whole folder: a header may be included by any kernel.
@@ -79,14 +80,24 @@ fn find_nvcc(root: &Path) -> Option<PathBuf> {
     let home = env::var_os("CUDA_HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join("bin"));
     let own = root.ancestors().map(|folder| folder.join(".cuda/nvidia/cu13/bin"));
     let path = env::var_os("PATH").unwrap_or_default();
-    home.into_iter().chain(own).chain(env::split_paths(&path)).map(|folder| folder.join(&name)).find(|nvcc| nvcc.is_file())
+    home.into_iter()
+        .chain(own)
+        .chain(env::split_paths(&path))
+        .map(|folder| folder.join(&name))
+        .find(|nvcc| nvcc.is_file())
 }
 
 fn run(nvcc: &Path, folder: &Path, source: &Path, fatbin: &Path) {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
     let targets = if name.starts_with("sm90_") { HOPPER } else { PORTABLE };
     let mut command = Command::new(nvcc);
-    command.args(["-std=c++17", "-O3", "--fatbin"]).args(targets).arg("-I").arg(folder).arg("-o").args([fatbin, source]);
+    command
+        .args(["-std=c++17", "-O3", "--fatbin"])
+        .args(targets)
+        .arg("-I")
+        .arg(folder)
+        .arg("-o")
+        .args([fatbin, source]);
     let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", nvcc.display()));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} failed ({}):\n{said}", output.status);

@@ -54,7 +54,8 @@ impl TensorMap {
         let Tensor { address, rows, heads, dim, row_stride, head_stride } = tensor;
         let bytes = |elements: usize| elements.checked_mul(size_of::<T>()).map(|bytes| bytes as u64);
         let strides = bytes(row_stride).zip(bytes(head_stride)).map(|(row, head)| [row, head]);
-        let details = || format!("a tensor of {rows} rows x {heads} heads x {dim}, strides {row_stride} and {head_stride}");
+        let details =
+            || format!("a tensor of {rows} rows x {heads} heads x {dim}, strides {row_stride} and {head_stride}");
         let aligned = |x: u64| x.is_multiple_of(16);
         let Some(strides) = strides.filter(|s| {
             aligned(address) && s.iter().all(|&s| aligned(s) && s < 1 << 40) && box_rows <= 256 && rows < 1 << 31
