@@ -28,7 +28,7 @@ struct AttentionParams {
   const int32_t* offsets;
   const ColumnTile* columns;
   float* lse;        // [heads][rows], or null
-  int32_t* counter;  // starts at the number of thread blocks
+  int32_t* counter;  // starts at zero
   int32_t item_count;
   int32_t rows;      // query rows
   int32_t start;     // position of the first query row

@@ -47,7 +47,7 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
   Ring<2> work;
   Ring<1> q;
   int note = 0;
-  for (int w = blockIdx.x;; w = atomicAdd(p.counter, 1)) {
+  for (int w = blockIdx.x;; w = gridDim.x + atomicAdd(p.counter, 1)) {
     s.work_empty[work.stage].wait(work.parity ^ 1);
     if (w >= p.item_count) {
       s.work[work.stage].tiles = 0;
@@ -109,8 +109,10 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   using ProductPV = mma::Wgmma<Element, Dim>;
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
   const int thread_row = consumer * 64 + warp * 16 + lane / 4;  // and 8 rows below
-  const uint32_t q = ptx::shared_address(s.q) + consumer * 64 * 128;
-  const uint32_t k = ptx::shared_address(s.k[0]), v = ptx::shared_address(s.v[0]);
+  // Descriptors hold addresses in units of 16 bytes in their low bits, and no tile crosses the range: steps are plain additions.
+  const uint64_t q = mma::descriptor(ptx::shared_address(s.q) + consumer * 64 * 128, 16, 1024);
+  const uint64_t k = mma::descriptor(ptx::shared_address(s.k[0]), 16, 1024);
+  const uint64_t v = mma::descriptor(ptx::shared_address(s.v[0]), T::kPanelBytesK, 1024);
   const int turn = B::turn(consumer), next_turn = B::turn((consumer + 1) % T::kConsumers);
   if (consumer == T::kConsumers - 1) ptx::barrier_arrive(B::turn(0), B::kPair);
 
@@ -120,24 +122,25 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   softmax.scale_log2 = p.scale_log2;
 
   auto score = [&](int stage) {
+    const uint64_t tile = k + stage * (T::kBytesK / 16);
     mma::keep(scores);
     mma::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Dim / 16; i++) {
-      const uint64_t a = mma::descriptor(q + (i / 4) * T::kPanelBytesQ + (i % 4) * 32, 16, 1024);
-      const uint64_t b = mma::descriptor(k + stage * T::kBytesK + (i / 4) * T::kPanelBytesK + (i % 4) * 32, 16, 1024);
+      const uint64_t a = q + ((i / 4) * T::kPanelBytesQ + (i % 4) * 32) / 16;
+      const uint64_t b = tile + ((i / 4) * T::kPanelBytesK + (i % 4) * 32) / 16;
       ProductQK::shared_shared(scores, a, b, i != 0);
     }
     mma::wgmma_commit();
     mma::keep(scores);
   };
   auto accumulate = [&](int stage) {
+    const uint64_t tile = v + stage * (T::kBytesK / 16);
     mma::keep(out);
     mma::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < T::kKeys / 16; i++) {
-      const uint64_t b = mma::descriptor(v + stage * T::kBytesK + i * 16 * 128, T::kPanelBytesK, 1024);
-      ProductPV::registers_shared(out, weights[i], b);
+      ProductPV::registers_shared(out, weights[i], tile + i * 16 * 128 / 16);
     }
     mma::wgmma_commit();
     mma::keep(out);
@@ -198,7 +201,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       mask(scores, s.notes[note], kind, position, lane);
       note = (note + 1) % T::kNotes;
       const bool raised = softmax.template weigh<false>(scores);
-      mma::keep(scores);  // or the compiler moves the exponentials behind the wait, and nothing runs under the second product
+      softmax.complete();
       mma::wgmma_wait<0>();
       mma::keep(out);
       release(s.v_empty[vr.stage]);
@@ -257,7 +260,8 @@ template <typename Element, int Dim>
 __device__ __forceinline__ void attention(const Maps& maps, const AttentionParams& p) {
   using T = Tiles<Dim>;
   extern __shared__ uint8_t raw[];
-  auto& s = *reinterpret_cast<Shared<Dim>*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t(1023));
+  // An offset from `raw`, not a rounded address: the compiler must see that it is shared memory.
+  auto& s = *reinterpret_cast<Shared<Dim>*>(raw + (-ptx::shared_address(raw) & 1023));
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4 * T::kConsumers;  // one arrival a consumer warp
     s.q_full.init(1);

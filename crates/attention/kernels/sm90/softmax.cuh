@@ -71,6 +71,12 @@ struct OnlineSoftmax {
     return raised;
   }
 
+  // Has every weight computed here, by a use of the sums that the assembler cannot move: it would otherwise put the exponentials behind the
+  // next wait, and nothing would run under the product waited for. Sums are never negative.
+  __device__ __forceinline__ void complete() const {
+    asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p trap; }" ::"f"(fminf(sum[0], sum[1])) : "memory");
+  }
+
   // Adds up the four threads that share a row.
   __device__ __forceinline__ void finish() {
 #pragma unroll

@@ -156,8 +156,8 @@ impl Attention {
 
         let item_count = plan.items.len() as i32;
         let blocks = self.multiprocessors.min(item_count as u32);
-        // Each thread block starts with the item of its own number; the queue goes on from there.
-        let counter = stream.upload(&[blocks as i32])?;
+        // Each thread block starts with the item of its own number; the counter says how many more were taken.
+        let counter = stream.zeros::<i32>(1)?;
         let params = AttentionParams {
             items: plan.items.view().address(),
             offsets: plan.offsets.view().address(),
