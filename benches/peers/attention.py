@@ -2,7 +2,8 @@
 """Dense causal attention of other libraries, timed on the shapes of the example bench_attention: a JSON object a line.
 
 FlashAttention-3 comes from the wheel fa3-fwd (on PYTHONPATH), cuDNN's and FlashAttention-2's kernels from torch. TFLOPS count
-4 * n * n / 2 * dim * heads. Times are medians of device time; the libraries take turns, so that the clock drifts for all alike.
+4 * n * n / 2 * dim * heads. Times are medians of device time; the libraries take turns, so that the clock drifts for all alike. A library
+after one that draws less power finds a higher clock: to compare two, run each alone (--library), in turns.
 """
 import argparse, json, statistics
 
@@ -51,18 +52,20 @@ def main():
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--library", default="", help="only libraries whose name starts so")
     a = parser.parse_args()
     for n in map(int, a.n.split(",")):
         torch.manual_seed(n)
         q, k, v = (torch.randn(1, n, heads, a.dim, device="cuda", dtype=torch.bfloat16) for heads in (a.heads, a.kv_heads, a.kv_heads))
-        calls = candidates(q, k, v)
+        calls = {name: call for name, call in candidates(q, k, v).items() if name.startswith(a.library)}
         times = {name: [] for name in calls}
-        repeats = 20 if n <= 16384 else 4 if n <= 65536 else 2
-        for name, call in calls.items():
-            timed(call, 2)
+        repeats = 20
+        for call in calls.values():
+            timed(call, 1)
+            repeats = max(2, min(repeats, int(60 / timed(call, 1)[0])))
         for _ in range(a.rounds):
             for name, call in calls.items():
-                times[name] += timed(call, repeats + 1)[1:]
+                times[name] += timed(call, repeats)
         for name, each in times.items():
             ms = statistics.median(each)
             print(json.dumps({
