@@ -3,7 +3,6 @@
 //! Costs are in key tiles of the attention kernel. The weights are measured (`make bench`), not exact: they only decide near the point
 //! where both sides cost the same.
 
-use crate::cpu::TILE;
 use crate::index::SparseIndex;
 use crate::{Budget, Pattern};
 
@@ -14,10 +13,11 @@ const POOLING_PER_TILE: f64 = 0.1;
 
 /// Whether `pattern` can cost less than `dense`, judged before its index is built: by the least its budget can come to.
 pub(crate) fn can_win(pattern: Pattern, dense: &SparseIndex) -> bool {
+    let keys = dense.shape().keys;
     let least = match pattern {
         Pattern::Dense => return false,
-        Pattern::AShape { local, .. } | Pattern::TriShape { local, .. } => local.div_ceil(TILE.keys),
-        Pattern::VerticalSlash { slash, budget: Budget::Lines, .. } => slash.div_ceil(TILE.keys),
+        Pattern::AShape { local, .. } | Pattern::TriShape { local, .. } => local.div_ceil(keys),
+        Pattern::VerticalSlash { slash, budget: Budget::Lines, .. } => slash.div_ceil(keys),
         // A tile budget is spent to the full where there is mass; what it may leave unspent the exact check sees.
         Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => vertical + slash,
         Pattern::BlockSparse { blocks } => blocks,
@@ -44,6 +44,7 @@ fn index_cost(pattern: Pattern, dense: &SparseIndex) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::TILE;
 
     fn vertical_slash(tiles: usize) -> Pattern {
         Pattern::VerticalSlash { vertical: tiles / 2, slash: tiles / 2, budget: Budget::Tiles }

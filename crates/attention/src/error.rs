@@ -17,6 +17,9 @@ pub enum Error {
         /// What is wrong, and where in it.
         what: String,
     },
+    /// The device, or a call to its driver, failed.
+    #[error(transparent)]
+    Cuda(#[from] speedread_cuda::Error),
     /// The caller asked to stop (see `Options::cancel`).
     #[error("interrupted")]
     Cancelled,

@@ -31,6 +31,16 @@ pub struct BlockLists {
 }
 
 impl BlockLists {
+    /// One list a query tile, each ascending.
+    pub fn from_lists(lists: impl IntoIterator<Item = Vec<u32>>) -> Self {
+        let mut all = BlockLists { begin: vec![0], tiles: vec![] };
+        for list in lists {
+            all.tiles.extend(list);
+            all.begin.push(all.tiles.len());
+        }
+        all
+    }
+
     /// The key tiles of query tile `tile`.
     pub fn of(&self, tile: usize) -> &[u32] {
         &self.tiles[self.begin[tile]..self.begin[tile + 1]]

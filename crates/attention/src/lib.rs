@@ -33,6 +33,7 @@
 
 mod cost;
 pub mod cpu;
+pub mod cuda;
 mod error;
 pub mod estimate;
 pub mod index;
@@ -46,5 +47,5 @@ pub use error::Error;
 pub use index::SparseIndex;
 pub use pattern::{Budget, FORMS, Pattern};
 pub use pattern_file::PatternFile;
-pub use prefill::{Audit, HeadReport, Options, Recall, Report, build_indexes, decode, prefill};
+pub use prefill::{Audit, HeadReport, Options, Recall, Report, build_indexes, decode, plan_in_tiles, prefill};
 pub use tensor::{Element, Rows, RowsMut};

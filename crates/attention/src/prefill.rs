@@ -11,7 +11,7 @@ use crate::cpu::cache::Cache;
 use crate::cpu::prefill::Call;
 use crate::cpu::{self, Isa, TILE};
 use crate::estimate::estimate;
-use crate::index::SparseIndex;
+use crate::index::{SparseIndex, TileShape};
 use crate::{Element, Error, Pattern, Rows, RowsMut};
 
 /// Options of [`prefill`].
@@ -30,7 +30,7 @@ pub struct Options<'a> {
 }
 
 impl Options<'_> {
-    fn isa(&self) -> Isa {
+    pub(crate) fn isa(&self) -> Isa {
         self.isa.unwrap_or_else(Isa::detect)
     }
 }
@@ -93,9 +93,23 @@ pub fn build_indexes<T: Element>(
     patterns: &[Pattern],
     options: &Options<'_>,
 ) -> Result<Vec<SparseIndex>, Error> {
+    Ok(plan_in_tiles(q, k, patterns, TILE, options)?.into_iter().map(|(_, index)| index).collect())
+}
+
+/// As [`build_indexes`], in the tiles of another kernel than the CPU's, and with the pattern that runs: dense after a fallback.
+///
+/// # Errors
+/// As for [`prefill`].
+pub fn plan_in_tiles<T: Element>(
+    q: Rows<'_, f32>,
+    k: Rows<'_, T>,
+    patterns: &[Pattern],
+    shape: TileShape,
+    options: &Options<'_>,
+) -> Result<Vec<(Pattern, SparseIndex)>, Error> {
     check(q, k, patterns)?;
     let call = Call::new(q, Cache::pack(options.isa(), k, k, 0..k.heads()), options);
-    Ok(plan(&call, patterns, 0..q.heads(), options).into_iter().map(|(_, index)| index).collect())
+    Ok(plan(&call, patterns, 0..q.heads(), shape, options))
 }
 
 /// Causal attention of the last `q.rows()` positions of a sequence of `k.rows()` positions.
@@ -149,7 +163,7 @@ pub fn prefill<T: Element>(
         let heads = kv_heads.start * group..kv_heads.end * group;
         let first = heads.start;
         let call = Call::new(q, Cache::pack(options.isa(), k, v, kv_heads), options);
-        let (ran, indexes): (Vec<_>, Vec<_>) = plan(&call, patterns, heads.clone(), options).into_iter().unzip();
+        let (ran, indexes): (Vec<_>, Vec<_>) = plan(&call, patterns, heads.clone(), TILE, options).into_iter().unzip();
         report.index_seconds += began.elapsed().as_secs_f64();
 
         let began = Instant::now();
@@ -196,7 +210,7 @@ pub fn decode<T: Element>(
     Ok(())
 }
 
-fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Error> {
+pub(crate) fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Error> {
     if (k.rows(), k.heads(), k.dim()) == (v.rows(), v.heads(), v.dim()) {
         return Ok(());
     }
@@ -231,7 +245,7 @@ fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern]) -> Result<()
 }
 
 impl<'a, T: Element> Call<'a, T> {
-    fn new(q: Rows<'a, f32>, cache: Cache<'a, T>, options: &Options<'a>) -> Self {
+    pub(crate) fn new(q: Rows<'a, f32>, cache: Cache<'a, T>, options: &Options<'a>) -> Self {
         let scale = options.scale.unwrap_or(1.0 / (q.dim() as f32).sqrt());
         Call { isa: options.isa(), q, scale, cache, cancel: options.cancel }
     }
@@ -242,10 +256,11 @@ fn plan<T: Element>(
     call: &Call<'_, T>,
     patterns: &[Pattern],
     heads: Range<usize>,
+    shape: TileShape,
     options: &Options<'_>,
 ) -> Vec<(Pattern, SparseIndex)> {
     let (q, k) = (call.q, call.cache.k);
-    let dense = SparseIndex::dense(k.rows() - q.rows(), q.rows(), TILE);
+    let dense = SparseIndex::dense(k.rows() - q.rows(), q.rows(), shape);
     heads
         .into_par_iter()
         .map(|head| {
@@ -253,7 +268,7 @@ fn plan<T: Element>(
             if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, &dense)) {
                 return (Pattern::Dense, dense.clone());
             }
-            let index = estimate(call.isa, pattern, q, &call.cache, head, call.scale);
+            let index = estimate(call.isa, pattern, q, &call.cache, head, call.scale, shape);
             if options.dense_fallback && !cost::wins(&index, &dense) {
                 (Pattern::Dense, dense.clone())
             } else {
@@ -270,7 +285,7 @@ fn sampled_rows(rows: usize, count: usize) -> Vec<usize> {
 }
 
 /// Recall of the audited rows of a head, whose log-sum-exp is in `lse`.
-fn recall<T: Element>(call: &Call<'_, T>, head: usize, audit: Audit, lse: &[f32]) -> Recall {
+pub(crate) fn recall<T: Element>(call: &Call<'_, T>, head: usize, audit: Audit, lse: &[f32]) -> Recall {
     let rows = sampled_rows(call.q.rows(), audit.rows);
     let dense = cpu::prefill::dense_lse(call, head, &rows);
     let sparse = rows.iter().map(|&row| lse[head * call.q.rows() + row]);

@@ -135,9 +135,14 @@ impl<'a, T> RowsMut<'a, T> {
     pub fn contiguous(data: &'a mut [T], rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
         Self::new(data, rows, heads, dim, heads * dim, dim)
     }
+    /// Row `row` of head `head`: `dim` elements.
+    pub fn row_mut(&mut self, row: usize, head: usize) -> &mut [T] {
+        let at = row * self.row_stride + head * self.head_stride;
+        &mut self.data[at..at + self.dim]
+    }
 }
 
-fn check(
+pub(crate) fn check(
     len: usize,
     rows: usize,
     heads: usize,
@@ -162,7 +167,7 @@ fn check(
 }
 
 /// Whether `(row, head)` rows of `dim` elements can overlap: they cannot when one dimension's steps clear the whole of the other's.
-fn overlaps(rows: usize, heads: usize, dim: usize, row_stride: usize, head_stride: usize) -> bool {
+pub(crate) fn overlaps(rows: usize, heads: usize, dim: usize, row_stride: usize, head_stride: usize) -> bool {
     let clears = |outer: (usize, usize), inner: (usize, usize)| {
         (inner.0 == 1 || inner.1 >= dim) && (outer.0 == 1 || outer.1 >= (inner.0 - 1) * inner.1 + dim)
     };

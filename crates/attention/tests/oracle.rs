@@ -1,5 +1,8 @@
 //! Every pattern on every instruction set against the f64 oracle, over random shapes.
 
+mod case;
+
+use case::{Case, patterns};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use speedread_attention::cpu::{Isa, TILE};
@@ -7,58 +10,8 @@ use speedread_attention::estimate::{FORCED_COLUMNS, FORCED_DIAGONALS, LAST_QUERI
 use speedread_attention::reference::{attend_row, last_query_probabilities};
 use speedread_attention::*;
 
-/// A random problem: queries, keys and values with some structure, so that patterns have something to find.
-struct Case {
-    rows: usize,
-    start: usize,
-    heads: usize,
-    kv_heads: usize,
-    dim: usize,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
+/// Running a case on the CPU, and checking it.
 impl Case {
-    fn new(rows: usize, start: usize, kv_heads: usize, group: usize, dim: usize, seed: u64) -> Self {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut random = move || {
-            // xorshift64*; sums of four are close enough to normal.
-            (0..4)
-                .map(|_| {
-                    state ^= state >> 12;
-                    state ^= state << 25;
-                    state ^= state >> 27;
-                    (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-                })
-                .sum::<f32>()
-        };
-        let (heads, len) = (kv_heads * group, start + rows);
-        let q: Vec<f32> = (0..rows * heads * dim).map(|_| 2.0 * random()).collect();
-        let mut k: Vec<f32> = (0..len * kv_heads * dim).map(|_| 2.0 * random()).collect();
-        // Some keys that every query likes: vertical lines.
-        for key in (0..len).step_by(97) {
-            for x in k[key * kv_heads * dim..(key + 1) * kv_heads * dim].iter_mut() {
-                *x *= 2.0;
-            }
-        }
-        let v = (0..len * kv_heads * dim).map(|_| random()).collect();
-        Case { rows, start, heads, kv_heads, dim, q, k, v }
-    }
-
-    fn len(&self) -> usize {
-        self.start + self.rows
-    }
-    fn q(&self) -> Rows<'_, f32> {
-        Rows::contiguous(&self.q, self.rows, self.heads, self.dim).unwrap()
-    }
-    fn kv<'a, T>(&self, data: &'a [T]) -> Rows<'a, T> {
-        Rows::contiguous(data, self.len(), self.kv_heads, self.dim).unwrap()
-    }
-    fn scale(&self) -> f64 {
-        1.0 / (self.dim as f64).sqrt()
-    }
-
     fn run<T: Element>(
         &self,
         k: &[T],
@@ -142,25 +95,6 @@ fn naive<T: Element>(
         keys.iter().zip(&weights).map(|(&key, &w)| round(w) * round(v.row(key, head)[x].to_f32())).sum::<f32>()
     };
     ((0..v.dim()).map(|x| value(x) / sum).collect(), (max + sum.log2()) * std::f32::consts::LN_2)
-}
-
-fn patterns() -> impl Strategy<Value = Pattern> {
-    prop_oneof![
-        Just(Pattern::Dense),
-        (0usize..200, 1usize..600).prop_map(|(sink, local)| Pattern::AShape { sink, local }),
-        (0usize..50, 1usize..300, 0usize..200).prop_map(|(sink, local, last)| Pattern::TriShape { sink, local, last }),
-        (0usize..300, 1usize..400).prop_map(|(vertical, slash)| Pattern::VerticalSlash {
-            vertical,
-            slash,
-            budget: Budget::Lines
-        }),
-        (0usize..6, 1usize..12).prop_map(|(vertical, slash)| Pattern::VerticalSlash {
-            vertical,
-            slash,
-            budget: Budget::Tiles
-        }),
-        (1usize..20).prop_map(|blocks| Pattern::BlockSparse { blocks }),
-    ]
 }
 
 proptest! {

@@ -5,7 +5,7 @@
 use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::panel::{KEYS, Panel};
 use crate::cpu::{Isa, TILE};
-use crate::index::{BlockLists, SparseIndex};
+use crate::index::{BlockLists, SparseIndex, TileShape};
 use crate::{Element, Rows};
 
 /// Chooses `blocks` key tiles per query tile of a head.
@@ -15,13 +15,14 @@ pub(super) fn choose<T: Element>(
     k: Rows<'_, T>,
     head: usize,
     blocks: usize,
+    shape: TileShape,
 ) -> SparseIndex {
     let (rows, start, dim) = (q.rows(), k.rows() - q.rows(), q.dim());
-    let index = SparseIndex::dense(start, rows, TILE);
+    let index = SparseIndex::dense(start, rows, shape);
     let kv_head = head / (q.heads() / k.heads());
-    let pooled_q = pool(rows, TILE.queries, dim, |row, to| to.copy_from_slice(q.row(row, head)));
-    let pooled_k = pool(k.rows(), TILE.keys, dim, |row, to| T::widen(k.row(row, kv_head), to));
-    let key_tiles = k.rows().div_ceil(TILE.keys);
+    let pooled_q = pool(rows, shape.queries, dim, |row, to| to.copy_from_slice(q.row(row, head)));
+    let pooled_k = pool(k.rows(), shape.keys, dim, |row, to| T::widen(k.row(row, kv_head), to));
+    let key_tiles = k.rows().div_ceil(shape.keys);
     let keys = Rows::contiguous(&pooled_k, key_tiles, 1, dim).expect("the pooled keys fill their shape");
     let keys = Cache::unpacked(keys, keys);
 
@@ -43,8 +44,8 @@ pub(super) fn choose<T: Element>(
         }
         for lane in 0..lanes {
             let positions = index.positions(first_tile + lane);
-            let own = (positions.start / TILE.keys) as u32;
-            let last = ((positions.end - 1) / TILE.keys) as u32;
+            let own = (positions.start / shape.keys) as u32;
+            let last = ((positions.end - 1) / shape.keys) as u32;
             let scores = &scores[lane * key_tiles..(lane + 1) * key_tiles];
             let key = |b: u32| if b == 0 || b >= own { f32::INFINITY } else { scores[b as usize] };
             let mut order: Vec<u32> = (0..=last).collect();
@@ -60,7 +61,7 @@ pub(super) fn choose<T: Element>(
             lists.begin.push(lists.tiles.len());
         }
     }
-    SparseIndex::from_blocks(start, rows, TILE, lists)
+    SparseIndex::from_blocks(start, rows, shape, lists)
 }
 
 /// Means of runs of `run` rows.

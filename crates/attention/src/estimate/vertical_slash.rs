@@ -4,8 +4,7 @@ use std::cmp::Ordering;
 
 use super::LastQueryMass;
 use crate::Budget;
-use crate::cpu::TILE;
-use crate::index::{SparseIndex, cover};
+use crate::index::{SparseIndex, TileShape, cover};
 
 /// Query rows that the estimate looks at (MInference's `last_q`).
 pub const LAST_QUERIES: usize = 64;
@@ -15,7 +14,7 @@ pub const FORCED_COLUMNS: usize = 30;
 /// of 50 to 99 with an arbitrary subset of them and may lose the diagonal itself.
 pub const FORCED_DIAGONALS: usize = 100;
 
-/// Chooses the lines of a head.
+/// Chooses the lines of a head, and the tiles of `shape` that hold them.
 pub(super) fn choose(
     mass: &LastQueryMass,
     start: usize,
@@ -23,26 +22,27 @@ pub(super) fn choose(
     vertical: usize,
     slash: usize,
     budget: Budget,
+    shape: TileShape,
 ) -> SparseIndex {
     let len = mass.columns.len();
     match budget {
         Budget::Lines => {
             let diagonals = top(&mass.diagonals, slash.max(FORCED_DIAGONALS), |t| t < FORCED_DIAGONALS);
             let columns = top(&mass.columns, vertical.max(FORCED_COLUMNS), |j| j < FORCED_COLUMNS);
-            SparseIndex::from_lines(start, rows, TILE, &diagonals, columns)
+            SparseIndex::from_lines(start, rows, shape, &diagonals, columns)
         }
         Budget::Tiles => {
-            let windows = windows_by_mass(mass, slash);
+            let windows = windows_by_mass(mass, slash, shape);
             let mut columns = mass.columns.clone();
             // What the windows hold for the last queries is not the columns' to bring.
             let m0 = len - mass.queries;
-            for &o in windows.iter().take_while(|&&o| o < m0 + TILE.keys) {
-                columns[m0.saturating_sub(o)..(m0 + TILE.keys - o).min(len)].fill(0.0);
+            for &o in windows.iter().take_while(|&&o| o < m0 + shape.keys) {
+                columns[m0.saturating_sub(o)..(m0 + shape.keys - o).min(len)].fill(0.0);
             }
-            let count = (vertical * TILE.keys).max(FORCED_COLUMNS);
+            let count = (vertical * shape.keys).max(FORCED_COLUMNS);
             let mut chosen = top(&columns, count, |j| j < FORCED_COLUMNS);
             chosen.retain(|&j| columns[j] > 0.0 || j < FORCED_COLUMNS);
-            SparseIndex::from_windows(start, rows, TILE, windows, chosen)
+            SparseIndex::from_windows(start, rows, shape, windows, chosen)
         }
     }
 }
@@ -65,29 +65,29 @@ fn top(values: &[f32], count: usize, forced: impl Fn(usize) -> bool) -> Vec<usiz
 ///
 /// A diagonal `t` has the mass `D[t]`, spread evenly over its rows; window `o` holds the rows `r` of a tile with `0 <= r + o - t < N`. So
 /// the mass window `o` brings is `D` under a trapezoid, and as windows are disjoint, what each brings is new.
-fn windows_by_mass(mass: &LastQueryMass, budget: usize) -> Vec<usize> {
+fn windows_by_mass(mass: &LastQueryMass, budget: usize, shape: TileShape) -> Vec<usize> {
     let len = mass.diagonals.len();
     let forced: Vec<usize> = (0..FORCED_DIAGONALS.min(len)).collect();
-    let mut windows = cover(&forced, TILE);
-    let gains = gains(&mass.diagonals);
+    let mut windows = cover(&forced, shape);
+    let gains = gains(&mass.diagonals, shape);
     // The best free offset of each run of N offsets; choosing a window touches three runs.
     let free = |windows: &[usize], o: usize| {
         let next = windows.partition_point(|&w| w <= o);
-        (next == 0 || o >= windows[next - 1] + TILE.keys) && (next == windows.len() || windows[next] >= o + TILE.keys)
+        (next == 0 || o >= windows[next - 1] + shape.keys) && (next == windows.len() || windows[next] >= o + shape.keys)
     };
     let best_of = |windows: &[usize], run: usize| {
-        (run * TILE.keys..((run + 1) * TILE.keys).min(len))
+        (run * shape.keys..((run + 1) * shape.keys).min(len))
             .filter(|&o| gains[o] > 0.0 && free(windows, o))
             .max_by(|&a, &b| gains[a].total_cmp(&gains[b]).then(b.cmp(&a)))
     };
-    let mut best: Vec<Option<usize>> = (0..len.div_ceil(TILE.keys)).map(|run| best_of(&windows, run)).collect();
+    let mut best: Vec<Option<usize>> = (0..len.div_ceil(shape.keys)).map(|run| best_of(&windows, run)).collect();
     while windows.len() < budget {
         let Some(o) = best.iter().flatten().copied().max_by(|&a, &b| gains[a].total_cmp(&gains[b]).then(b.cmp(&a)))
         else {
             break;
         };
         windows.insert(windows.partition_point(|&w| w < o), o);
-        let run = o / TILE.keys;
+        let run = o / shape.keys;
         for run in run.saturating_sub(1)..(run + 2).min(best.len()) {
             best[run] = best_of(&windows, run);
         }
@@ -96,8 +96,8 @@ fn windows_by_mass(mass: &LastQueryMass, budget: usize) -> Vec<usize> {
 }
 
 /// Mass that a window at each offset brings: `sum_t D[t] * |{r in 0..M : 0 <= r + o - t < N}| / M`, in two running sums.
-fn gains(diagonals: &[f32]) -> Vec<f32> {
-    let (m, n, len) = (TILE.queries as i64, TILE.keys as i64, diagonals.len() as i64);
+fn gains(diagonals: &[f32], shape: TileShape) -> Vec<f32> {
+    let (m, n, len) = (shape.queries as i64, shape.keys as i64, diagonals.len() as i64);
     // prefix[i] = D[0] + .. + D[i-1], in f64: the sums run over a million entries.
     let mut prefix = vec![0f64; diagonals.len() + 1];
     for (i, &d) in diagonals.iter().enumerate() {
@@ -119,6 +119,7 @@ fn gains(diagonals: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::TILE;
     use proptest::prelude::*;
 
     fn mass(len: usize, at: &[(usize, f32)], columns: &[(usize, f32)]) -> LastQueryMass {
@@ -130,13 +131,14 @@ mod tests {
 
     #[test]
     fn lines_keep_the_forced_ones_and_break_ties_low() {
-        let index = choose(&mass(1000, &[(500, 1.0), (600, 1.0)], &[(700, 1.0)]), 0, 1000, 31, 101, Budget::Lines);
+        let index =
+            choose(&mass(1000, &[(500, 1.0), (600, 1.0)], &[(700, 1.0)]), 0, 1000, 31, 101, Budget::Lines, TILE);
         assert_eq!(index.windows(), [0, 64, 128, 500]);
         let mut want: Vec<usize> = (0..30).collect();
         want.push(700);
         assert_eq!(index.columns(), want);
         // A slash budget below the forced ones keeps them all.
-        let small = choose(&mass(1000, &[(500, 1.0)], &[]), 0, 1000, 0, 50, Budget::Lines);
+        let small = choose(&mass(1000, &[(500, 1.0)], &[]), 0, 1000, 0, 50, Budget::Lines, TILE);
         assert_eq!((small.windows(), small.columns().len()), (&[0, 64, 128][..], 30));
     }
 
@@ -149,6 +151,7 @@ mod tests {
             0,
             5,
             Budget::Tiles,
+            TILE,
         );
         // One window over both of the neighbours brings nearly 6, the one at 2000 brings 5; nothing is left for 3000.
         assert_eq!(index.windows().len(), 5);
@@ -159,7 +162,7 @@ mod tests {
     #[test]
     fn column_tiles_leave_out_what_windows_hold() {
         let columns: Vec<(usize, f32)> = (0..4096).map(|j| (j, 1.0 + j as f32)).collect();
-        let index = choose(&mass(4096, &[], &columns), 0, 4096, 1, 3, Budget::Tiles);
+        let index = choose(&mass(4096, &[], &columns), 0, 4096, 1, 3, Budget::Tiles, TILE);
         assert_eq!(index.windows(), [0, 64, 128]);
         // Last queries start at 4032, the windows hold 3904..4096.
         let mut want: Vec<usize> = (0..30).collect();
@@ -174,7 +177,7 @@ mod tests {
             spikes in proptest::collection::vec((0usize..3000, 0.0f32..1.0), 0..80),
         ) {
             let at: Vec<_> = spikes.iter().copied().filter(|&(i, _)| i < len).collect();
-            let index = choose(&mass(len, &at, &at), 0, len, v, s, Budget::Tiles);
+            let index = choose(&mass(len, &at, &at), 0, len, v, s, Budget::Tiles, TILE);
             prop_assert!(index.windows().len() <= s);
             for tile in 0..index.query_tiles() {
                 prop_assert!(index.tiles(tile) <= s + v.max(1));
@@ -185,7 +188,7 @@ mod tests {
         fn gains_are_the_mass_under_a_window(len in 1usize..300, spikes in proptest::collection::vec((0usize..300, 0.0f32..1.0), 0..30)) {
             let mut d = vec![0f32; len];
             spikes.iter().filter(|s| s.0 < len).for_each(|&(t, x)| d[t] = x);
-            for (o, gain) in gains(&d).into_iter().enumerate() {
+            for (o, gain) in gains(&d, TILE).into_iter().enumerate() {
                 let want: f64 = (0..TILE.queries).flat_map(|r| (0..TILE.keys).map(move |c| (r + o) as i64 - c as i64))
                     .filter(|&t| t >= 0 && t < len as i64).map(|t| d[t as usize] as f64).sum::<f64>() / TILE.queries as f64;
                 prop_assert!((gain as f64 - want).abs() < 1e-5, "{o}: {gain} {want}");

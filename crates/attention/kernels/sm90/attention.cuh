@@ -1,0 +1,303 @@
+// Causal attention of a prompt over a sparse index, for Hopper.
+//
+// A thread block takes query tiles (128 rows of one head) from a queue until it is empty. One producer thread walks the tile's list of
+// key tiles and has the copy engine bring K and V into two rings; two warpgroups of 64 rows each consume them. In a step a warpgroup
+// issues S = Q K^T of this key tile and O += P V of the one before, and computes the softmax of S while the second product runs. The two
+// warpgroups take turns issuing, so that one's softmax runs under the other's products (FlashAttention-3, arXiv 2407.08608).
+#pragma once
+#include <cuda.h>
+
+#include "mma/element.cuh"
+#include "mma/wgmma.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/named_barrier.cuh"
+#include "ptx/registers.cuh"
+#include "ptx/tma.cuh"
+#include "sm90/mask.cuh"
+#include "sm90/softmax.cuh"
+#include "sm90/tiles.cuh"
+#include "work.cuh"
+
+namespace sm90 {
+
+struct Maps {
+  const CUtensorMap *q, *k, *v, *columns_k, *columns_v, *o;
+};
+
+// Named barriers: 1 + c is consumer c's turn to issue, 1 + consumers + c is consumer c's own.
+template <int Dim>
+struct Barriers {
+  static constexpr int kPair = 128 * Tiles<Dim>::kConsumers;
+  static __device__ __forceinline__ int turn(int consumer) { return 1 + consumer; }
+  static __device__ __forceinline__ int own(int consumer) { return 1 + Tiles<Dim>::kConsumers + consumer; }
+};
+
+template <int Panels>
+__device__ __forceinline__ void load(uint8_t* to, int panel_bytes, const CUtensorMap* map, ptx::Mbarrier* full, int row, int head) {
+  full->expect(Panels * panel_bytes);
+#pragma unroll
+  for (int p = 0; p < Panels; p++) ptx::tma_load(to + p * panel_bytes, map, full, 64 * p, row, head);
+}
+
+// One thread: takes work, and keeps the rings full.
+template <int Dim>
+__device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const AttentionParams& p) {
+  using T = Tiles<Dim>;
+  Ring<T::kStages> k, v;
+  Ring<2> work;
+  Ring<1> q;
+  int note = 0;
+  for (int w = blockIdx.x;; w = gridDim.x + atomicAdd(p.counter, 1)) {
+    s.work_empty[work.stage].wait(work.parity ^ 1);
+    if (w >= p.item_count) {
+      s.work[work.stage].tiles = 0;
+      s.work_full[work.stage].arrive();
+      return;
+    }
+    const WorkItem* item = p.items + w;
+    const int head = __ldg(&item->head), row = __ldg(&item->row), spans = __ldg(&item->spans);
+    const int tiles = spans + __ldg(&item->column_tiles), kv_head = head / p.group;
+    s.work[work.stage] = {head, row, tiles};
+    s.work_full[work.stage].arrive();
+    work.advance();
+
+    s.q_empty.wait(q.parity ^ 1);
+    load<T::kPanels>(s.q, T::kPanelBytesQ, maps.q, &s.q_full, row, head);
+    q.advance();
+
+    const int32_t* offsets = p.offsets + __ldg(&item->list);
+    const ColumnTile* columns = p.columns + __ldg(&item->columns);
+    int key = 0, value_key = 0;  // first keys of the tiles whose K and V are loaded next; V follows one tile behind
+    for (int t = 0; t <= tiles; t++) {
+      if (t < tiles) {
+        const bool span = t < spans;
+        TileNote n;
+        if (span) {
+          const int first = p.start + row;
+          key = first - __ldg(offsets + t);
+          n.mask = key + T::kKeys - 1 > first || key < 0 ? MaskKind::kCausal : MaskKind::kNone;
+        } else {
+          const ColumnTile* c = columns + (t - spans);
+          n.columns = __ldg(reinterpret_cast<const uint4*>(c->mask));
+          key = __ldg(&c->tile) * T::kKeys;
+          n.mask = (n.columns.x & n.columns.y & n.columns.z & n.columns.w) == ~0u ? MaskKind::kNone : MaskKind::kColumns;
+        }
+        n.first_key = key;
+        s.k_empty[k.stage].wait(k.parity ^ 1);
+        s.notes[note] = n;
+        note = (note + 1) % T::kNotes;
+        load<T::kPanels>(s.k[k.stage], T::kPanelBytesK, span ? maps.k : maps.columns_k, &s.k_full[k.stage], key, span ? kv_head : 0);
+        k.advance();
+      }
+      if (t > 0) {
+        const bool span = t - 1 < spans;
+        s.v_empty[v.stage].wait(v.parity ^ 1);
+        load<T::kPanels>(s.v[v.stage], T::kPanelBytesK, span ? maps.v : maps.columns_v, &s.v_full[v.stage], value_key, span ? kv_head : 0);
+        v.advance();
+      }
+      value_key = key;
+    }
+  }
+}
+
+// A warpgroup: 64 rows of every query tile.
+template <typename Element, int Dim>
+__device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const AttentionParams& p, int consumer) {
+  using T = Tiles<Dim>;
+  using B = Barriers<Dim>;
+  using ProductQK = mma::Wgmma<Element, T::kKeys>;
+  using ProductPV = mma::Wgmma<Element, Dim>;
+  const int thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
+  const int thread_row = consumer * 64 + warp * 16 + lane / 4;  // and 8 rows below
+  // Descriptors hold addresses in units of 16 bytes in their low bits, and no tile crosses the range: steps are plain additions.
+  const uint64_t q = mma::descriptor(ptx::shared_address(s.q) + consumer * 64 * 128, 16, 1024);
+  const uint64_t k = mma::descriptor(ptx::shared_address(s.k[0]), 16, 1024);
+  const uint64_t v = mma::descriptor(ptx::shared_address(s.v[0]), T::kPanelBytesK, 1024);
+  const int turn = B::turn(consumer), next_turn = B::turn((consumer + 1) % T::kConsumers);
+  if (consumer == T::kConsumers - 1) ptx::barrier_arrive(B::turn(0), B::kPair);
+
+  float scores[T::kKeys / 2], out[Dim / 2];
+  uint32_t weights[T::kKeys / 16][4];
+  OnlineSoftmax<T::kKeys / 2> softmax;
+  softmax.scale_log2 = p.scale_log2;
+
+  auto score = [&](int stage) {
+    const uint64_t tile = k + stage * (T::kBytesK / 16);
+    mma::keep(scores);
+    mma::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Dim / 16; i++) {
+      const uint64_t a = q + ((i / 4) * T::kPanelBytesQ + (i % 4) * 32) / 16;
+      const uint64_t b = tile + ((i / 4) * T::kPanelBytesK + (i % 4) * 32) / 16;
+      ProductQK::shared_shared(scores, a, b, i != 0);
+    }
+    mma::wgmma_commit();
+    mma::keep(scores);
+  };
+  auto accumulate = [&](int stage) {
+    const uint64_t tile = v + stage * (T::kBytesK / 16);
+    mma::keep(out);
+    mma::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < T::kKeys / 16; i++) {
+      ProductPV::registers_shared(out, weights[i], tile + i * 16 * 128 / 16);
+    }
+    mma::wgmma_commit();
+    mma::keep(out);
+  };
+  auto narrow = [&] {
+#pragma unroll
+    for (int i = 0; i < T::kKeys / 16; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int at = (2 * i + e / 2) * 4 + (e & 1) * 2;
+        weights[i][e] = mma::pack<Element>(scores[at], scores[at + 1]);
+      }
+  };
+  auto release = [&](ptx::Mbarrier& barrier) {
+    if (lane == 0) barrier.arrive();
+  };
+
+  Ring<T::kStages> kr, vr;
+  Ring<2> work;
+  Ring<1> qr;
+  int note = 0;
+  while (true) {
+    s.work_full[work.stage].wait(work.parity);
+    const WorkNote item = s.work[work.stage];
+    __syncwarp();
+    release(s.work_empty[work.stage]);
+    work.advance();
+    if (item.tiles == 0) break;
+    const int position = p.start + item.row + thread_row;
+
+    s.q_full.wait(qr.parity);
+    qr.advance();
+    s.k_full[kr.stage].wait(kr.parity);
+    score(kr.stage);
+    mma::wgmma_wait<0>();
+    mma::keep(scores);
+    release(s.k_empty[kr.stage]);
+    kr.advance();
+    mask(scores, s.notes[note], s.notes[note].mask, position, lane);
+    note = (note + 1) % T::kNotes;
+    softmax.template weigh<true>(scores);
+    narrow();
+#pragma unroll
+    for (int i = 0; i < Dim / 2; i++) out[i] = 0.f;
+
+    for (int t = 1; t < item.tiles; t++) {
+      s.k_full[kr.stage].wait(kr.parity);
+      const MaskKind kind = *const_cast<volatile MaskKind*>(&s.notes[note].mask);
+      ptx::barrier_sync(turn, B::kPair);
+      score(kr.stage);
+      s.v_full[vr.stage].wait(vr.parity);
+      accumulate(vr.stage);
+      ptx::barrier_arrive(next_turn, B::kPair);
+      mma::wgmma_wait<1>();
+      mma::keep(scores);
+      release(s.k_empty[kr.stage]);
+      kr.advance();
+      mask(scores, s.notes[note], kind, position, lane);
+      note = (note + 1) % T::kNotes;
+      const bool raised = softmax.template weigh<false>(scores);
+      softmax.complete();
+      mma::wgmma_wait<0>();
+      mma::keep(out);
+      release(s.v_empty[vr.stage]);
+      vr.advance();
+      narrow();
+      if (raised) {
+#pragma unroll
+        for (int i = 0; i < Dim / 2; i++) out[i] *= softmax.correction[(i >> 1) & 1];
+      }
+    }
+    release(s.q_empty);
+    s.v_full[vr.stage].wait(vr.parity);
+    accumulate(vr.stage);
+    mma::wgmma_wait<0>();
+    mma::keep(out);
+    release(s.v_empty[vr.stage]);
+    vr.advance();
+
+    // Output: normalise, 16-bit, into this warpgroup's swizzled panels, and out by the copy engine, which leaves out rows past the end.
+    softmax.finish();
+    const float inverse[2] = {1.f / softmax.sum[0], 1.f / softmax.sum[1]};
+    if (p.lse != nullptr && lane % 4 == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const int row = item.row + thread_row + 8 * r;
+        if (row < p.rows) p.lse[static_cast<int64_t>(item.head) * p.rows + row] = softmax.log_sum_exp(r);
+      }
+    }
+    uint8_t* o = s.o + consumer * T::kPanels * 64 * 128;
+    if (thread == 0) ptx::tma_store_wait_read();
+    ptx::barrier_sync(B::own(consumer), 128);
+    const int matrix_row = warp * 16 + lane % 8 + 8 * ((lane / 8) & 1);
+#pragma unroll
+    for (int j = 0; j < Dim / 16; j++) {
+      const int chunk = (2 * j + lane / 16) % 8;
+      const uint32_t to = ptx::shared_address(o) + (j / 4) * 64 * 128 + matrix_row * 128 + ((chunk ^ (matrix_row % 8)) << 4);
+      const float* x = out + 8 * j;
+      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                   "r"(mma::pack<Element>(x[0] * inverse[0], x[1] * inverse[0])), "r"(mma::pack<Element>(x[2] * inverse[1], x[3] * inverse[1])),
+                   "r"(mma::pack<Element>(x[4] * inverse[0], x[5] * inverse[0])), "r"(mma::pack<Element>(x[6] * inverse[1], x[7] * inverse[1]))
+                   : "memory");
+    }
+    ptx::fence_async_proxy();
+    ptx::barrier_sync(B::own(consumer), 128);
+    if (thread == 0) {
+#pragma unroll
+      for (int panel = 0; panel < T::kPanels; panel++)
+        ptx::tma_store(maps.o, o + panel * 64 * 128, 64 * panel, item.row + consumer * 64, item.head);
+      ptx::tma_store_commit();
+    }
+  }
+  if (thread == 0) ptx::tma_store_wait();
+}
+
+template <typename Element, int Dim>
+__device__ __forceinline__ void attention(const Maps& maps, const AttentionParams& p) {
+  using T = Tiles<Dim>;
+  extern __shared__ uint8_t raw[];
+  // An offset from `raw`, not a rounded address: the compiler must see that it is shared memory.
+  auto& s = *reinterpret_cast<Shared<Dim>*>(raw + (-ptx::shared_address(raw) & 1023));
+  if (threadIdx.x == 0) {
+    constexpr int kWarps = 4 * T::kConsumers;  // one arrival a consumer warp
+    s.q_full.init(1);
+    s.q_empty.init(kWarps);
+    for (int i = 0; i < T::kStages; i++) {
+      s.k_full[i].init(1);
+      s.v_full[i].init(1);
+      s.k_empty[i].init(kWarps);
+      s.v_empty[i].init(kWarps);
+    }
+    for (int i = 0; i < 2; i++) {
+      s.work_full[i].init(1);
+      s.work_empty[i].init(kWarps);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  // The same for all threads of a warp, and the compiler has to know.
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    ptx::registers_give<T::kProducerRegisters>();
+    if (threadIdx.x == 0) produce<Dim>(s, maps, p);
+  } else {
+    ptx::registers_take<T::kConsumerRegisters>();
+    consume<Element, Dim>(s, maps, p, warpgroup - 1);
+  }
+}
+
+}  // namespace sm90
+
+// A kernel of one element type and head dim, and how much shared memory it takes.
+#define SPEEDREAD_ATTENTION(NAME, ELEMENT, DIM)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(sm90::Tiles<DIM>::kThreads, 1)                                                         \
+      NAME##_d##DIM(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v, \
+                    const __grid_constant__ CUtensorMap columns_k, const __grid_constant__ CUtensorMap columns_v,                     \
+                    const __grid_constant__ CUtensorMap o, const __grid_constant__ AttentionParams params) {                          \
+    sm90::attention<ELEMENT, DIM>({&q, &k, &v, &columns_k, &columns_v, &o}, params);                                                  \
+  }                                                                                                                                   \
+  static_assert(sizeof(sm90::Shared<DIM>) + 1024 <= 227 * 1024, "shared memory of a thread block");

@@ -1,0 +1,108 @@
+//! Strided views of `[rows, heads, dim]` tensors in device memory.
+
+use half::{bf16, f16};
+use speedread_cuda::{Tensor, TensorElement, TensorMap, View, ViewMut};
+
+use crate::tensor::{check, overlaps};
+use crate::{Element, Error};
+
+/// Element types of the CUDA kernels.
+pub trait AttentionElement: Element + TensorElement {
+    /// The nearest value.
+    fn round(x: f32) -> Self;
+    /// The type's name in kernel names.
+    const NAME: &'static str;
+}
+impl AttentionElement for bf16 {
+    fn round(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    const NAME: &'static str = "bf16";
+}
+impl AttentionElement for f16 {
+    fn round(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    const NAME: &'static str = "f16";
+}
+
+/// A read-only view of a `[rows, heads, dim]` tensor on the device; the last dimension is contiguous. Strides are in elements.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceRows<'a, T> {
+    data: View<'a, T>,
+    pub(crate) tensor: Tensor,
+}
+
+impl<'a, T: AttentionElement> DeviceRows<'a, T> {
+    /// A view with explicit strides.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a dimension is zero or the view is too short.
+    pub fn new(
+        data: View<'a, T>,
+        rows: usize,
+        heads: usize,
+        dim: usize,
+        row_stride: usize,
+        head_stride: usize,
+    ) -> Result<Self, Error> {
+        check(data.len(), rows, heads, dim, row_stride, head_stride)?;
+        let tensor = Tensor { address: data.address(), rows, heads, dim, row_stride, head_stride };
+        Ok(Self { data, tensor })
+    }
+    /// A view of `[rows, heads, dim]` without gaps.
+    ///
+    /// # Errors
+    /// As for [`DeviceRows::new`].
+    pub fn contiguous(data: View<'a, T>, rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
+        Self::new(data, rows, heads, dim, heads * dim, dim)
+    }
+    /// The memory viewed.
+    pub fn data(&self) -> View<'a, T> {
+        self.data
+    }
+    pub(crate) fn map(&self, box_rows: usize) -> Result<TensorMap, Error> {
+        Ok(TensorMap::rows::<T>(self.tensor, box_rows)?)
+    }
+}
+
+/// A mutable view of a `[rows, heads, dim]` tensor on the device; the last dimension is contiguous. Strides are in elements.
+#[derive(Debug)]
+pub struct DeviceRowsMut<'a, T> {
+    _data: ViewMut<'a, T>,
+    pub(crate) tensor: Tensor,
+}
+
+impl<'a, T: AttentionElement> DeviceRowsMut<'a, T> {
+    /// A view with explicit strides.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a dimension is zero, the view is too short, or rows of different `(row, head)` would overlap.
+    pub fn new(
+        data: ViewMut<'a, T>,
+        rows: usize,
+        heads: usize,
+        dim: usize,
+        row_stride: usize,
+        head_stride: usize,
+    ) -> Result<Self, Error> {
+        check(data.len(), rows, heads, dim, row_stride, head_stride)?;
+        if overlaps(rows, heads, dim, row_stride, head_stride) {
+            return Err(Error::Shape(format!(
+                "rows of a mutable view of {rows} rows x {heads} heads x {dim} overlap with strides {row_stride} and {head_stride}"
+            )));
+        }
+        let tensor = Tensor { address: data.address(), rows, heads, dim, row_stride, head_stride };
+        Ok(Self { _data: data, tensor })
+    }
+    /// A view of `[rows, heads, dim]` without gaps.
+    ///
+    /// # Errors
+    /// As for [`DeviceRowsMut::new`].
+    pub fn contiguous(data: ViewMut<'a, T>, rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
+        Self::new(data, rows, heads, dim, heads * dim, dim)
+    }
+    pub(crate) fn map(&self, box_rows: usize) -> Result<TensorMap, Error> {
+        Ok(TensorMap::rows::<T>(self.tensor, box_rows)?)
+    }
+}

@@ -1,0 +1,435 @@
+//! The suite of `oracle.rs` on a CUDA device: every pattern against the f64 oracle, over random shapes.
+//!
+//! Without a device the tests say that they were skipped; with `SPEEDREAD_REQUIRE_CUDA=1` that is a failure. The binary runs on a machine
+//! without Rust. `--ignored` adds the case above 2^31 elements (26 GB of device memory, 30 GB of host memory).
+
+mod case;
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use case::{Case, patterns};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use rayon::prelude::*;
+use speedread_attention::cuda::{self, Attention, AttentionElement, DeviceRows, DeviceRowsMut, Plan, TILE};
+use speedread_attention::reference::attend_row;
+use speedread_attention::*;
+use speedread_cuda::{Device, Stream};
+
+/// The kernels of device 0, or `None` where there is no device and none is required.
+fn attention() -> Option<&'static (Device, Attention)> {
+    static OPENED: OnceLock<Option<(Device, Attention)>> = OnceLock::new();
+    let opened = OPENED.get_or_init(|| {
+        let open = || {
+            let device = Device::open(0)?;
+            let attention = Attention::new(&device)?;
+            Ok::<_, Error>((device, attention))
+        };
+        match open() {
+            Ok(opened) => Some(opened),
+            Err(error) if std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_some_and(|x| x == "1") => {
+                panic!("SPEEDREAD_REQUIRE_CUDA=1, but {error}")
+            }
+            Err(error) => {
+                // Past the capture of the test harness, which shows nothing of a test that passes.
+                let _ = writeln!(std::io::stderr(), "CUDA tests skipped: {error}");
+                None
+            }
+        }
+    });
+    opened.as_ref()
+}
+
+/// Where K and V of a case lie.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// `[rows][heads][dim]`.
+    RowMajor,
+    /// `[heads][rows + spare][dim]`, as in a key/value cache that has room for more.
+    HeadMajor { spare: usize },
+}
+
+/// A case in a 16-bit type: what host and device both compute from.
+struct Rounded<T> {
+    case: Case,
+    k: Vec<T>,
+    v: Vec<T>,
+}
+
+fn round<T: AttentionElement>(data: &[f32]) -> Vec<T> {
+    data.iter().map(|&x| T::round(x)).collect()
+}
+
+impl<T: AttentionElement> Rounded<T> {
+    fn new(mut case: Case) -> Self {
+        case.q.iter_mut().for_each(|x| *x = T::round(*x).to_f32());
+        let (k, v) = (round(&case.k), round(&case.v));
+        Rounded { case, k, v }
+    }
+    fn k(&self) -> Rows<'_, T> {
+        self.case.kv(&self.k)
+    }
+    fn v(&self) -> Rows<'_, T> {
+        self.case.kv(&self.v)
+    }
+
+    fn indexes(&self, patterns: &[Pattern], fallback: bool) -> Vec<SparseIndex> {
+        let options = Options { dense_fallback: fallback, ..Options::default() };
+        let planned = plan_in_tiles(self.case.q(), self.k(), patterns, TILE, &options).unwrap();
+        planned.into_iter().map(|(_, index)| index).collect()
+    }
+
+    fn upload_kv(&self, stream: &Stream, data: &[T], layout: Layout) -> (speedread_cuda::Buffer<T>, usize, usize) {
+        let (len, heads, dim) = (self.case.len(), self.case.kv_heads, self.case.dim);
+        match layout {
+            Layout::RowMajor => (stream.upload(data).unwrap(), heads * dim, dim),
+            Layout::HeadMajor { spare } => {
+                // What lies past the last key must not matter.
+                let mut moved = vec![T::round(f32::NAN); heads * (len + spare) * dim];
+                for (i, row) in data.chunks_exact(dim).enumerate() {
+                    let at = (i % heads * (len + spare) + i / heads) * dim;
+                    moved[at..at + dim].copy_from_slice(row);
+                }
+                (stream.upload(&moved).unwrap(), dim, (len + spare) * dim)
+            }
+        }
+    }
+
+    /// Output (as f32) and log-sum-exp from the device. Every result is poisoned first, and memory around it is checked.
+    fn run(
+        &self,
+        (device, attention): &(Device, Attention),
+        indexes: &[SparseIndex],
+        layout: Layout,
+    ) -> (Vec<f32>, Vec<f32>) {
+        const GUARD: usize = 4096;
+        let Case { rows, heads, dim, .. } = self.case;
+        let stream = device.stream().unwrap();
+        let plan = Plan::new(indexes, self.case.kv_heads, dim).unwrap().upload(&stream).unwrap();
+        let q = stream.upload(&round::<T>(&self.case.q)).unwrap();
+        let (k, row_stride, head_stride) = self.upload_kv(&stream, &self.k, layout);
+        let (v, ..) = self.upload_kv(&stream, &self.v, layout);
+        let kv =
+            |data| DeviceRows::new(data, self.case.len(), self.case.kv_heads, dim, row_stride, head_stride).unwrap();
+        let (out_len, lse_len) = (rows * heads * dim, heads * rows);
+        // All bits set is a NaN in each of the types.
+        let mut out = stream.alloc::<T>(out_len + 2 * GUARD).unwrap();
+        stream.fill(out.view_mut(), 0xff).unwrap();
+        let mut lse = stream.alloc::<f32>(lse_len + 2 * GUARD).unwrap();
+        stream.fill(lse.view_mut(), 0xff).unwrap();
+        attention
+            .attend(
+                &stream,
+                DeviceRows::contiguous(q.view(), rows, heads, dim).unwrap(),
+                kv(k.view()),
+                kv(v.view()),
+                &plan,
+                None,
+                &mut DeviceRowsMut::contiguous(out.view_mut().slice(GUARD..GUARD + out_len).unwrap(), rows, heads, dim)
+                    .unwrap(),
+                Some(lse.view_mut().slice(GUARD..GUARD + lse_len).unwrap()),
+            )
+            .unwrap();
+        let out: Vec<f32> = stream.download(out.view()).unwrap().into_iter().map(T::to_f32).collect();
+        let lse = stream.download(lse.view()).unwrap();
+        for guarded in [&out, &lse] {
+            let len = guarded.len();
+            assert!(
+                guarded[..GUARD].iter().chain(&guarded[len - GUARD..]).all(|x| x.is_nan()),
+                "written outside the result"
+            );
+        }
+        (out[GUARD..GUARD + out_len].to_vec(), lse[GUARD..GUARD + lse_len].to_vec())
+    }
+
+    /// Output and log-sum-exp against the oracle over the keys of the indexes, on rows at the edges of tiles and some between.
+    fn check(&self, out: &[f32], lse: &[f32], indexes: &[SparseIndex], about: &str) {
+        let Case { rows, heads, dim, .. } = self.case;
+        assert!(out.iter().chain(lse).all(|x| x.is_finite()), "{about}: a value was not written, or is not finite");
+        let sampled: Vec<usize> =
+            (0..rows).filter(|r| r % 64 < 1 || r % 64 > 62 || r % 53 == 0 || r + 1 == rows).collect();
+        let tasks: Vec<(usize, usize)> = (0..heads).flat_map(|h| sampled.iter().map(move |&r| (h, r))).collect();
+        let (worst, allowed, squares, norm) = tasks
+            .par_iter()
+            .map(|&(head, row)| {
+                let kv_head = head / (heads / self.case.kv_heads);
+                let visible = |key| indexes[head].contains(row, key);
+                let q = self.case.q();
+                let (want, want_lse) =
+                    attend_row(q.row(row, head), self.k(), self.v(), kv_head, self.case.scale(), visible);
+                let naive = naive(q.row(row, head), self.k(), self.v(), kv_head, visible);
+                let got_lse = lse[head * rows + row] as f64;
+                let off = (got_lse - want_lse).abs();
+                assert!(
+                    off < 1e-4 + 1e-6 * want_lse.abs(),
+                    "{about} lse of row {row} head {head}: {got_lse} {want_lse}"
+                );
+                let got = &out[(row * heads + head) * dim..][..dim];
+                let differences =
+                    |x: &[f32]| x.iter().zip(&want).map(|(x, want)| *x as f64 - want).collect::<Vec<f64>>();
+                let largest = |x: &[f64]| x.iter().map(|x| x.abs()).fold(0.0, f64::max);
+                let square = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+                let off = differences(got);
+                (largest(&off), largest(&differences(&naive)), square(&off), square(&want))
+            })
+            .reduce(|| (0.0, 0.0, 0.0, 0.0), |a, b| (f64::max(a.0, b.0), f64::max(a.1, b.1), a.2 + b.2, a.3 + b.3));
+        // FlashAttention's rule: no more than twice the error of the naive computation in the same type.
+        assert!(worst <= 2.0 * allowed + 1e-5, "{about}: {worst} against {allowed}");
+        // And over all elements no more than roundings of this type explain: a wrong key here and there would show.
+        let relative = (squares / norm).sqrt();
+        let epsilon = if T::NAME == "bf16" { 1.0 / 256.0 } else { 1.0 / 2048.0 };
+        assert!(relative < epsilon, "{about}: relative error {relative}");
+    }
+
+    fn run_and_check(&self, device: &(Device, Attention), patterns: &[Pattern], fallback: bool, layout: Layout) {
+        let indexes = self.indexes(patterns, fallback);
+        let (out, lse) = self.run(device, &indexes, layout);
+        let Case { rows, start, heads, kv_heads, dim, .. } = self.case;
+        let about =
+            format!("{} {patterns:?} {rows} rows from {start}, {heads}/{kv_heads} heads of {dim}, {layout:?}", T::NAME);
+        self.check(&out, &lse, &indexes, &about);
+    }
+}
+
+/// Attention of one row as a naive implementation in this type does it (FlashAttention's `attention_ref` without upcast): scores, weights
+/// and output are rounded, softmax is computed in f32.
+fn naive<T: AttentionElement>(
+    q: &[f32],
+    k: Rows<'_, T>,
+    v: Rows<'_, T>,
+    head: usize,
+    visible: impl Fn(usize) -> bool,
+) -> Vec<f32> {
+    let scale = 1.0 / (k.dim() as f32).sqrt();
+    let keys: Vec<usize> = (0..k.rows()).filter(|&key| visible(key)).collect();
+    let dot = |key: usize| q.iter().zip(k.row(key, head)).map(|(a, b)| a * b.to_f32()).sum::<f32>() * scale;
+    let dot = |key: usize| T::round(dot(key)).to_f32();
+    let scores: Vec<f32> = keys.iter().map(|&key| dot(key)).collect();
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f32 = weights.iter().sum();
+    let mut out = vec![0f32; v.dim()];
+    for (&key, weight) in keys.iter().zip(&weights) {
+        let weight = T::round(weight / sum).to_f32();
+        out.iter_mut().zip(v.row(key, head)).for_each(|(o, x)| *o += weight * x.to_f32());
+    }
+    out.iter().map(|&o| T::round(o).to_f32()).collect()
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    // The machine that runs this may not have the sources.
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 20, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config(96))]
+
+    #[test]
+    fn every_pattern_matches_the_oracle(
+        rows in prop_oneof![1usize..70, 1usize..1000, Just(128usize), Just(256usize)], start in prop_oneof![Just(0usize), 0usize..700],
+        kv_heads in 1usize..4, group in 1usize..9, dim in prop_oneof![Just(64usize), Just(96), Just(128)],
+        chosen in proptest::collection::vec(patterns(), 1..4), fallback: bool, half: bool, spare in proptest::option::of(0usize..300), seed: u64,
+    ) {
+        let Some(device) = attention() else { return Ok(()) };
+        let case = Case::new(rows, start, kv_heads, group, dim, seed);
+        // Heads with different patterns in one call.
+        let patterns: Vec<Pattern> = (0..case.heads).map(|head| chosen[head % chosen.len()]).collect();
+        let layout = spare.map_or(Layout::RowMajor, |spare| Layout::HeadMajor { spare });
+        if half {
+            Rounded::<f16>::new(case).run_and_check(device, &patterns, fallback, layout);
+        } else {
+            Rounded::<bf16>::new(case).run_and_check(device, &patterns, fallback, layout);
+        }
+    }
+}
+
+/// The shapes that tiles make special, each of them, with every kind of key tile.
+#[test]
+fn edges_of_tiles() {
+    let Some(device) = attention() else { return };
+    for (rows, start) in
+        [(1, 0), (1, 127), (1, 128), (1, 5000), (127, 0), (129, 0), (128, 64), (200, 64), (64, 4032), (3000, 0)]
+    {
+        for dim in cuda::HEAD_DIMS {
+            let case = Rounded::<bf16>::new(Case::new(rows, start, 2, 2, dim, 11));
+            for text in ["dense", "a-shape:300,200", "vertical-slash-tiles:4,6", "block-sparse:4"] {
+                case.run_and_check(device, &[text.parse().unwrap(); 4], false, Layout::RowMajor);
+            }
+        }
+    }
+}
+
+/// The row maximum grows from tile to tile: the output summed so far must be rescaled, and only as often as needed.
+#[test]
+fn growing_maxima() {
+    let Some(device) = attention() else { return };
+    for half in [false, true] {
+        let mut case = Case::new(2000, 0, 1, 4, 128, 5);
+        let row = case.kv_heads * case.dim;
+        for (i, x) in case.k.iter_mut().enumerate() {
+            *x *= 8.0 - 7.9 * (i / row) as f32 / 2000.0;
+        }
+        let dense = [Pattern::Dense; 4];
+        if half {
+            Rounded::<f16>::new(case).run_and_check(device, &dense, false, Layout::RowMajor);
+        } else {
+            Rounded::<bf16>::new(case).run_and_check(device, &dense, false, Layout::RowMajor);
+        }
+    }
+}
+
+/// The same inputs give the same bits, whatever block took which tile.
+#[test]
+fn runs_repeat_exactly() {
+    let Some(device) = attention() else { return };
+    let case = Rounded::<bf16>::new(Case::new(5000, 300, 4, 4, 128, 9));
+    let indexes = case.indexes(&["vertical-slash-tiles:4,8".parse().unwrap(); 16], false);
+    let first = case.run(device, &indexes, Layout::RowMajor);
+    for _ in 0..10 {
+        assert_eq!(case.run(device, &indexes, Layout::RowMajor), first);
+    }
+}
+
+/// Chunks of a sequence give what the whole gives, when the pattern does not depend on the chunk.
+#[test]
+fn chunks_equal_the_whole() {
+    let Some(device) = attention() else { return };
+    for pattern in [Pattern::Dense, Pattern::AShape { sink: 140, local: 256 }] {
+        let whole = Rounded::<bf16>::new(Case::new(700, 0, 2, 2, 64, 7));
+        let (want, want_lse) = whole.run(device, &whole.indexes(&[pattern; 4], false), Layout::RowMajor);
+        let row = whole.case.heads * whole.case.dim;
+        for (from, to) in [(0, 256), (256, 512), (512, 700)] {
+            let mut chunk = Case::new(to - from, from, 2, 2, 64, 1);
+            chunk.q = whole.case.q[from * row..to * row].to_vec();
+            let kv = |x: &[f32]| x[..to * whole.case.kv_heads * whole.case.dim].to_vec();
+            (chunk.k, chunk.v) = (kv(&whole.case.k), kv(&whole.case.v));
+            let chunk = Rounded::<bf16>::new(chunk);
+            let (got, lse) = chunk.run(device, &chunk.indexes(&[pattern; 4], false), Layout::RowMajor);
+            assert_eq!(got, want[from * row..to * row], "{pattern} {from}..{to}");
+            for (head, lse) in lse.chunks_exact(to - from).enumerate() {
+                assert_eq!(lse, &want_lse[head * 700 + from..head * 700 + to]);
+            }
+        }
+    }
+}
+
+/// The host entry: the same numbers as by way of the plan, with the report and the recall that the CPU's gives.
+#[test]
+fn host_entry_reports() {
+    let Some(device) = attention() else { return };
+    let case = Rounded::<bf16>::new(Case::new(600, 100, 2, 3, 128, 3));
+    let pattern = Pattern::AShape { sink: 4, local: 128 };
+    let patterns = [pattern; 6];
+    let options = Options { dense_fallback: false, audit: Some(Audit { rows: 40 }), ..Options::default() };
+    let stream = device.0.stream().unwrap();
+    let mut out = vec![f32::NAN; case.case.q.len()];
+    let mut lse = vec![f32::NAN; 6 * 600];
+    let rows_mut = RowsMut::contiguous(&mut out, 600, 6, 128).unwrap();
+    let (q, k, v) = (case.case.q(), case.k(), case.v());
+    let report = cuda::prefill(&device.1, &stream, q, k, v, &patterns, &options, rows_mut, Some(&mut lse)).unwrap();
+    let indexes = case.indexes(&patterns, false);
+    let (want, want_lse) = case.run(device, &indexes, Layout::RowMajor);
+    assert_eq!((out, lse), (want, want_lse));
+    for (head, index) in report.heads.iter().zip(&indexes) {
+        assert_eq!((head.pattern, head.dense_tiles), (pattern, index.total_dense_tiles()));
+        let recall = head.recall.unwrap();
+        assert!(recall.min > 0.0 && recall.min < 0.9 && recall.mean < 1.0 && recall.mean >= recall.min, "{recall:?}");
+    }
+    let flag = std::sync::atomic::AtomicBool::new(true);
+    let options = Options { cancel: Some(&flag), ..Options::default() };
+    let mut out = vec![0.0; case.case.q.len()];
+    let rows_mut = RowsMut::contiguous(&mut out, 600, 6, 128).unwrap();
+    let result = cuda::prefill(&device.1, &stream, q, k, v, &patterns, &options, rows_mut, None);
+    assert!(matches!(result, Err(Error::Cancelled)));
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let Some((device, attention)) = attention() else { return };
+    let stream = device.stream().unwrap();
+    let buffer = stream.zeros::<bf16>(100 * 4 * 64).unwrap();
+    let mut out_buffer = stream.zeros::<bf16>(100 * 4 * 64).unwrap();
+    let mut lse = stream.zeros::<f32>(100 * 4).unwrap();
+    let plan =
+        |rows: usize| Plan::new(&vec![SparseIndex::dense(0, rows, TILE); 4], 2, 64).unwrap().upload(&stream).unwrap();
+    let rows = |rows, heads, dim| DeviceRows::contiguous(buffer.view(), rows, heads, dim).unwrap();
+    let mut error = |q: DeviceRows<'_, bf16>, kv: DeviceRows<'_, bf16>, plan_rows, scale, lse_len| {
+        let (q_rows, heads, dim) = (100, 4, if q.data().len() == 1 { 1 } else { 64 });
+        let mut out = DeviceRowsMut::contiguous(out_buffer.view_mut(), q_rows, heads, dim).unwrap();
+        let lse = lse.view_mut().slice(0..lse_len).unwrap();
+        attention.attend(&stream, q, kv, kv, &plan(plan_rows), scale, &mut out, Some(lse)).unwrap_err().to_string()
+    };
+    assert!(error(rows(100, 4, 64), rows(100, 2, 64), 99, None, 400).contains("queries"));
+    assert!(error(rows(100, 4, 64), rows(99, 2, 64), 100, None, 400).contains("keys"));
+    assert!(error(rows(100, 4, 64), rows(100, 2, 64), 100, Some(0.0), 400).contains("scale"));
+    assert!(error(rows(100, 4, 64), rows(100, 2, 64), 100, None, 399).contains("log-sum-exp"));
+    let odd = DeviceRows::new(buffer.view(), 100, 2, 64, 129, 64).unwrap();
+    assert!(error(rows(100, 4, 64), odd, 100, None, 400).contains("multiples of 16"));
+    let narrow = DeviceRows::contiguous(buffer.view(), 100, 4, 32).unwrap();
+    let mut out = DeviceRowsMut::contiguous(out_buffer.view_mut(), 100, 4, 32).unwrap();
+    let kv = DeviceRows::contiguous(buffer.view(), 100, 2, 32).unwrap();
+    let refused = attention.attend(&stream, narrow, kv, kv, &plan(100), None, &mut out, None).unwrap_err();
+    assert!(refused.to_string().contains("head dim 32"));
+}
+
+/// A million tokens of 32 heads of 128: more than 2^31 elements, so that every 32-bit product of sizes would show.
+#[test]
+#[ignore = "needs 26 GB of device memory and 30 GB of host memory"]
+fn a_million_tokens() {
+    let Some((device, attention)) = attention() else { return };
+    let (n, heads, kv_heads, dim) = (1usize << 20, 32, 8, 128);
+    let value = |i: usize| {
+        // A hash of the place: rows differ, and any element can be made again.
+        let mut x = (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        x ^= x >> 32;
+        x = x.wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        bf16::from_f32((x >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+    };
+    let tensor =
+        |len: usize, salt: usize| (0..len).into_par_iter().map(|i| value(i ^ salt << 44)).collect::<Vec<bf16>>();
+    let (q, k, v) = (tensor(n * heads * dim, 1), tensor(n * kv_heads * dim, 2), tensor(n * kv_heads * dim, 3));
+    assert!(q.len() > 1 << 31);
+    let indexes: Vec<SparseIndex> = (0..heads)
+        .map(|h| {
+            let windows = vec![0, 128, 300, 70_001 + 129 * h, 500_000 + 1000 * h, 1_000_000];
+            let columns = (0..300).map(|c| c * 3000 + 7 * h).collect();
+            SparseIndex::from_windows(0, n, TILE, windows, columns)
+        })
+        .collect();
+    let stream = device.stream().unwrap();
+    let plan = Plan::new(&indexes, kv_heads, dim).unwrap().upload(&stream).unwrap();
+    let (device_q, device_k, device_v) =
+        (stream.upload(&q).unwrap(), stream.upload(&k).unwrap(), stream.upload(&v).unwrap());
+    let mut out = stream.alloc::<bf16>(q.len()).unwrap();
+    stream.fill(out.view_mut(), 0xff).unwrap();
+    let mut lse = stream.alloc::<f32>(heads * n).unwrap();
+    stream.fill(lse.view_mut(), 0xff).unwrap();
+    attention
+        .attend(
+            &stream,
+            DeviceRows::contiguous(device_q.view(), n, heads, dim).unwrap(),
+            DeviceRows::contiguous(device_k.view(), n, kv_heads, dim).unwrap(),
+            DeviceRows::contiguous(device_v.view(), n, kv_heads, dim).unwrap(),
+            &plan,
+            None,
+            &mut DeviceRowsMut::contiguous(out.view_mut(), n, heads, dim).unwrap(),
+            Some(lse.view_mut()),
+        )
+        .unwrap();
+    let (out, lse) = (stream.download(out.view()).unwrap(), stream.download(lse.view()).unwrap());
+    assert!(out.par_iter().all(|x| x.is_finite()) && lse.par_iter().all(|x| x.is_finite()));
+    let rows = |data, heads| Rows::contiguous(data, n, heads, dim).unwrap();
+    let (q, k, v) = (rows(&q, heads), rows(&k, kv_heads), rows(&v, kv_heads));
+    let places: Vec<(usize, usize)> =
+        [0, 17, 31].iter().flat_map(|&h| [0, 1000, n / 2 + 3, n - 129, n - 1].map(|row| (row, h))).collect();
+    places.par_iter().for_each(|&(row, head)| {
+        let query: Vec<f32> = q.row(row, head).iter().map(|x| x.to_f32()).collect();
+        let visible = |key| key <= row && indexes[head].contains(row, key);
+        let (want, want_lse) = attend_row(&query, k, v, head / 4, 1.0 / (dim as f64).sqrt(), visible);
+        assert!((lse[head * n + row] as f64 - want_lse).abs() < 1e-4, "lse of row {row} head {head}");
+        for (got, want) in out[(row * heads + head) * dim..][..dim].iter().zip(&want) {
+            assert!((got.to_f32() as f64 - want).abs() < 4e-3, "row {row} head {head}: {got} {want}");
+        }
+    });
+}

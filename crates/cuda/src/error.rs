@@ -1,0 +1,46 @@
+//! Errors of this crate.
+
+use cudarc::driver::DriverError;
+
+/// What can go wrong on the way to a device and back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no usable CUDA device: no driver library, a driver that does not start, or too few devices.
+    #[error("no CUDA device: {0}")]
+    NoDevice(String),
+    /// This build carries no kernels, because there was no `nvcc` when it was made.
+    #[error("this build has no CUDA kernels: nvcc was not found when it was built (see scripts/cuda-toolchain)")]
+    NoKernels,
+    /// A driver call failed.
+    #[error("{call} failed: {code}: {text} ({details})")]
+    Driver {
+        /// The driver function.
+        call: &'static str,
+        /// The driver's name of the error.
+        code: String,
+        /// The driver's description of the error.
+        text: String,
+        /// What the call was about: sizes, names.
+        details: String,
+    },
+    /// Sizes of the arguments do not fit together.
+    #[error("{0}")]
+    Size(String),
+}
+
+/// Adds what was being done to the result of a driver call.
+pub(crate) trait Context<T> {
+    /// `details` is evaluated on failure only.
+    fn during(self, call: &'static str, details: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T> Context<T> for Result<T, DriverError> {
+    fn during(self, call: &'static str, details: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|error| {
+            let text = |found: Result<&std::ffi::CStr, DriverError>| {
+                found.map_or_else(|_| format!("error {}", error.0 as u32), |text| text.to_string_lossy().into_owned())
+            };
+            Error::Driver { call, code: text(error.error_name()), text: text(error.error_string()), details: details() }
+        })
+    }
+}
