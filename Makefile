@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test lint fmt bench bench-kernels
+.PHONY: help demo test lint check-kernels cuda-toolchain fmt bench bench-kernels report
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
@@ -12,7 +12,7 @@ help:  ## List the targets
 demo:  ## Ask a real model about a real long text (downloads 492 MB the first time)
 	@CARGO="$(CARGO)" PYTHON="$(PYTHON)" TARGET="$(TARGET)" scripts/demo.sh
 
-test: lint  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
+test: lint check-kernels  ## All that CI runs: lint, build, fetch the 98 MB test model, run every test
 	@CARGO="$(CARGO)" TARGET="$(TARGET)" scripts/test.sh
 
 lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
@@ -23,6 +23,12 @@ lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
 	find scripts benchmarks crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
 	find scripts .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 -n1 bash -n
 
+check-kernels:  ## Compile the CUDA kernels and refuse spilled registers (needs nvcc, says so without it)
+	scripts/check-kernels
+
+cuda-toolchain:  ## Put nvcc into .cuda/ (270 MB): builds then include the CUDA kernels
+	PYTHON="$(PYTHON)" scripts/cuda-toolchain
+
 fmt:  ## Format the code
 	$(CARGO) fmt --all
 
@@ -32,3 +38,6 @@ bench:  ## Time prefill of the default model, dense and sparse side by side
 
 bench-kernels:  ## Time the attention and linear kernels alone
 	$(CARGO) bench --workspace --locked --benches
+
+report:  ## Write the tables and figures of BENCHMARKS.md from benchmarks/results
+	$(PYTHON) benchmarks/report.py

@@ -67,6 +67,13 @@ fn top(values: &[f32], count: usize, forced: impl Fn(usize) -> bool) -> Vec<usiz
 /// the mass window `o` brings is `D` under a trapezoid, and as windows are disjoint, what each brings is new.
 fn windows_by_mass(mass: &LastQueryMass, budget: usize, shape: TileShape) -> Vec<usize> {
     let len = mass.diagonals.len();
+    // Windows chosen one by one leave gaps too narrow for another: a budget for everything is spent on everything.
+    if budget >= len.div_ceil(shape.keys) {
+        let all = cover(&(0..len).collect::<Vec<_>>(), shape);
+        if all.len() <= budget {
+            return all;
+        }
+    }
     let forced: Vec<usize> = (0..FORCED_DIAGONALS.min(len)).collect();
     let mut windows = cover(&forced, shape);
     let gains = gains(&mass.diagonals, shape);
@@ -157,6 +164,16 @@ mod tests {
         assert_eq!(index.windows().len(), 5);
         assert_eq!(index.windows()[4], 2000);
         assert!((1000..=1010).contains(&index.windows()[3]), "{:?}", index.windows());
+    }
+
+    #[test]
+    fn a_budget_for_everything_is_dense() {
+        for len in [1, 63, 64, 65, 1000, 4096] {
+            let index =
+                choose(&mass(len, &[(0, 1.0)], &[]), 0, len, 4, len.div_ceil(TILE.keys) + 1, Budget::Tiles, TILE);
+            let tiles: usize = (0..index.query_tiles()).map(|tile| index.tiles(tile)).sum();
+            assert_eq!(tiles as u64, index.total_dense_tiles(), "{len}");
+        }
     }
 
     #[test]

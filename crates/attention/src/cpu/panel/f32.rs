@@ -1,12 +1,16 @@
 //! The tile step in f32, on every instruction set.
 
+use std::ops::Range;
+
 use super::KEYS;
 use crate::Element;
 use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::simd::{Isa, Simd, with_simd};
 
-/// Rows of the inner block of a product.
+/// Rows of the inner block of a product; whole blocks are computed.
 const BLOCK_ROWS: usize = 4;
+/// Rows of the inner block where a single vector of lanes is left, as in decode: enough sums to keep the multipliers busy.
+const TALL_BLOCK_ROWS: usize = 16;
 
 /// Operands in f32.
 pub(super) struct Operands {
@@ -93,10 +97,15 @@ with_simd! {
                 let (b, c, alpha) = (b.add(lane), c.add(lane), alpha.map(|p| p.add(lane)));
                 let left = (width - lane) / S::LANES;
                 let wide = if left >= S::WIDE { S::WIDE } else { 1 };
+                let all = 0..rows;
                 match wide {
-                    4 => product_columns::<S, 4>(a, a_row, a_inner, rows, inner, b, c, width, alpha),
-                    2 => product_columns::<S, 2>(a, a_row, a_inner, rows, inner, b, c, width, alpha),
-                    _ => product_columns::<S, 1>(a, a_row, a_inner, rows, inner, b, c, width, alpha),
+                    4 => product_columns::<S, 4, BLOCK_ROWS>(a, a_row, a_inner, all, inner, b, c, width, alpha),
+                    2 => product_columns::<S, 2, BLOCK_ROWS>(a, a_row, a_inner, all, inner, b, c, width, alpha),
+                    _ => {
+                        let tall = rows - rows % TALL_BLOCK_ROWS;
+                        product_columns::<S, 1, TALL_BLOCK_ROWS>(a, a_row, a_inner, 0..tall, inner, b, c, width, alpha);
+                        product_columns::<S, 1, BLOCK_ROWS>(a, a_row, a_inner, tall..rows, inner, b, c, width, alpha);
+                    }
                 }
                 lane += wide * S::LANES;
             }
@@ -104,14 +113,14 @@ with_simd! {
     }
 }
 
-/// [`product`] of `W` vectors of lanes.
+/// [`product`] of `W` vectors of lanes for some of the rows, `R` at a time.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn product_columns<S: Simd, const W: usize>(
+unsafe fn product_columns<S: Simd, const W: usize, const R: usize>(
     a: *const f32,
     a_row: usize,
     a_inner: usize,
-    rows: usize,
+    rows: Range<usize>,
     inner: usize,
     b: *const f32,
     c: *mut f32,
@@ -120,10 +129,10 @@ unsafe fn product_columns<S: Simd, const W: usize>(
 ) {
     // SAFETY: the contract of `product`.
     unsafe {
-        for row in (0..rows).step_by(BLOCK_ROWS) {
+        for row in rows.step_by(R) {
             let a = a.add(row * a_row);
             let c = c.add(row * width);
-            let mut sums = [[S::splat(0.0); W]; BLOCK_ROWS];
+            let mut sums = [[S::splat(0.0); W]; R];
             for i in 0..inner {
                 let mut bs = [S::splat(0.0); W];
                 for (w, b_w) in bs.iter_mut().enumerate() {

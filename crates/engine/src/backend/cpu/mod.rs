@@ -90,8 +90,7 @@ impl CpuBackend {
 
     /// Upper bound on the working memory of the matrix products of `rows` rows of up to `columns` columns.
     pub(crate) fn product_bytes(rows: usize, columns: usize) -> u64 {
-        // The packed copy of the input in bf16, and dequantised rows and panels per thread.
-        rows as u64 * columns as u64 * 2 + rayon::current_num_threads() as u64 * (6 << 20)
+        Scratch::max_bytes(rows, columns, rayon::current_num_threads())
     }
 }
 

@@ -10,7 +10,7 @@ use super::pack::{BLOCK, Line, STEP_LINES, Sums, TILE_LINES};
 
 const ROWS: usize = 8;
 
-/// As [`Tiles::multiply`](super::amx::Tiles::multiply), without tiles.
+/// As [`amx::multiply`](super::amx::multiply), without tiles.
 ///
 /// # Safety
 ///

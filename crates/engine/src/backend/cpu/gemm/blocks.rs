@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
+#[cfg(target_os = "linux")]
+use speedread_attention::cpu::tiles::Tiles;
 
 use super::kernel::Kernel;
 use super::pack::{self, BLOCK, Line, STEP_LINES, Sums, TILE_LINES};
@@ -21,6 +23,9 @@ const PART_BYTES: usize = 768 << 10;
 const MAX_PANELS: usize = 32;
 /// Steps along k of a strip that stay in the first cache (48 KB) while all panels pass.
 const HOT_STEPS: usize = 16;
+
+/// Weights that are dequantised before they are rounded: 16 KB.
+const DEQUANTIZED_VALUES: usize = 4096;
 
 const STEP_BYTES: usize = STEP_LINES * size_of::<Line>();
 
@@ -66,7 +71,8 @@ pub(super) fn max_bytes(n: usize, k: usize, threads: usize) -> u64 {
     let strip_bytes = pack::steps(k.max(1)) * STEP_BYTES;
     let x = n.min(part_rows(strip_bytes)).div_ceil(BLOCK) * strip_bytes;
     let panels = PANEL_BYTES.max(strip_bytes);
-    let rows = k * size_of::<f32>() + TILE_LINES * k.next_multiple_of(pack::STEP) * size_of::<u16>();
+    let rows =
+        DEQUANTIZED_VALUES.max(k) * size_of::<f32>() + TILE_LINES * k.next_multiple_of(pack::STEP) * size_of::<u16>();
     (x + threads * (panels + MAX_PANELS * size_of::<Sums>() + rows)) as u64
 }
 
@@ -120,19 +126,27 @@ impl Call<'_> {
     }
 
     fn dequantize(&self, columns: Range<usize>, buffer: &mut Vec<f32>, rounded: &mut Vec<Line>, panels: &mut [Line]) {
-        let buffer = at_least(buffer, self.weights.cols(), 0.0);
+        let k = self.weights.cols();
+        // Rows that stay in the first cache between dequantising and rounding.
+        let batch = (DEQUANTIZED_VALUES / k).clamp(1, TILE_LINES);
+        let buffer = at_least(buffer, batch * k, 0.0);
         let rounded = at_least(rounded, TILE_LINES * self.steps, Line::ZERO);
         for (panel, first) in panels.chunks_exact_mut(self.steps * STEP_LINES).zip(columns.clone().step_by(BLOCK)) {
             for tile in 0..2 {
-                for (row, lines) in rounded.chunks_exact_mut(self.steps).enumerate() {
-                    let row = first + tile * TILE_LINES + row;
-                    if row < columns.end {
-                        self.weights.dequantize_rows(row..row + 1, buffer);
-                        // SAFETY: the kernels on bf16 are only available with the instructions that packing needs.
-                        unsafe { pack::round_row(buffer, lines) };
-                    } else {
-                        lines.fill(Line::ZERO);
+                let mut row = first + tile * TILE_LINES;
+                for lines in rounded.chunks_mut(batch * self.steps) {
+                    let rows = (lines.len() / self.steps).min(columns.end.saturating_sub(row));
+                    let values = &mut buffer[..rows * k];
+                    if rows > 0 {
+                        self.weights.dequantize_rows(row..row + rows, values);
                     }
+                    let (lines, missing) = lines.split_at_mut(rows * self.steps);
+                    for (values, lines) in values.chunks_exact(k).zip(lines.chunks_exact_mut(self.steps)) {
+                        // SAFETY: the kernels on bf16 are only available with the instructions that packing needs.
+                        unsafe { pack::round_row(values, lines) };
+                    }
+                    missing.fill(Line::ZERO);
+                    row += rows;
                 }
                 // SAFETY: as above.
                 unsafe { pack::pack_weight_tile(rounded, panel, tile) };
@@ -171,7 +185,7 @@ fn even_parts(len: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
 /// A kernel that is ready to multiply on this thread.
 enum Multiplier {
     #[cfg(target_os = "linux")]
-    Amx(super::amx::Tiles),
+    Amx(Tiles),
     Avx512,
 }
 
@@ -183,7 +197,7 @@ impl Multiplier {
         match kernel {
             #[cfg(target_os = "linux")]
             // SAFETY: available means that the system has granted tiles.
-            Kernel::AmxBf16 => Multiplier::Amx(unsafe { super::amx::Tiles::configure() }),
+            Kernel::AmxBf16 => Multiplier::Amx(unsafe { Tiles::configure() }),
             _ => Multiplier::Avx512,
         }
     }
@@ -197,7 +211,7 @@ impl Multiplier {
         unsafe {
             match self {
                 #[cfg(target_os = "linux")]
-                Multiplier::Amx(tiles) => tiles.multiply(x, w, steps, sums, fresh, ahead),
+                Multiplier::Amx(tiles) => super::amx::multiply(tiles, x, w, steps, sums, fresh, ahead),
                 Multiplier::Avx512 => avx512_bf16::multiply(x, w, steps, sums, fresh),
             }
         }

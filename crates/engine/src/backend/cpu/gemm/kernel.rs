@@ -86,9 +86,8 @@ fn best() -> Kernel {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    // Packing for the tiles uses the AVX-512 conversions to bf16, which every processor with tiles has.
-    *AVAILABLE.get_or_init(|| avx512_bf16_is_available() && super::amx::request())
+    // Asks the system for tiles once; the answer includes the AVX-512 conversions to bf16 that packing uses.
+    speedread_attention::cpu::tiles::available()
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes the tables of BENCHMARKS.md and the figures beside them from the recorded results.
+
+    python benchmarks/report.py
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is outside of such a pair is written by hand and left alone.
+"""
+import json
+import math
+import pathlib
+import re
+
+HERE = pathlib.Path(__file__).resolve().parent
+PAGE = HERE.parent / "BENCHMARKS.md"
+
+
+def load(name):
+    return json.loads((HERE / "results" / name).read_text())
+
+
+def table(heads, rows):
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def recorded(result):
+    where = ", ".join(str(result[key]) for key in ("cpu", "gpu") if key in result)
+    threads = f", {result['threads']} threads" if "threads" in result else ""
+    return f"Recorded {result['date']}{' on ' + where if where else ''}{threads}: `{result['command']}`"
+
+
+def percent(x, digits=1):
+    return f"{100 * x:.{digits}f} %"
+
+
+def llama_cpp(runs):
+    """The faster of its attention paths that were run."""
+    return min((run for name, run in runs.items() if name.startswith("llama.cpp") and run), key=lambda run: run["seconds"])
+
+
+def prefill_cpu():
+    result = load("prefill_vs_llama_cpp.json")
+    rows, memory = [], []
+    for row in result["rows"]:
+        runs = row["runs"]
+        peer = llama_cpp(runs)
+        cell = lambda name: f"{runs[name]['tokens_per_s']:.0f} ({row['ratio_to_llama_cpp'][name]:.1f}x)"
+        rows.append([row["model"], f"{row['tokens']:,}", f"{peer['tokens_per_s']:.0f}", cell("dense"), f"**{cell('sparse')}**",
+                     cell("sparse f32"), percent(runs["sparse"]["density"])])
+        memory.append([row["model"], f"{row['tokens']:,}", f"{peer['peak_memory_bytes'] / 1e6:.0f} MB",
+                       f"{runs['sparse']['peak_memory_bytes'] / 1e6:.0f} MB"])
+    figure([row for row in result["rows"] if row["model"].startswith("qwen")], HERE / "figures" / "prefill_cpu.svg")
+    speed = table(["model", "tokens", "llama.cpp tok/s", "dense", "sparse", "sparse, f32 only", "density"], rows)
+    note = f"llama.cpp with its own AMX buffers on this machine: {result['llama_cpp_with_amx_buffers']}."
+    return "\n\n".join([speed, recorded(result), note, "Peak memory (largest resident set of the process, weights included):",
+                        table(["model", "tokens", "llama.cpp", "speedread, sparse"], memory)])
+
+
+def figure(rows, path):
+    """Seconds to read a prompt by its length, on logarithmic axes."""
+    width, height, left, right, top, bottom = 720, 400, 70, 150, 40, 50
+    series = [("llama.cpp", "#777777", lambda runs: llama_cpp(runs)["seconds"]),
+              ("speedread, dense", "#7aa6d8", lambda runs: runs["dense"]["seconds"]),
+              ("speedread, sparse", "#1455b4", lambda runs: runs["sparse"]["seconds"])]
+    points = {name: [(row["tokens"], of(row["runs"])) for row in rows] for name, _, of in series}
+    xs = [x for line in points.values() for x, _ in line]
+    ys = [y for line in points.values() for _, y in line]
+    low, high = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys)))
+    x_of = lambda x: left + (math.log(x / min(xs)) / math.log(max(xs) / min(xs))) * (width - left - right)
+    y_of = lambda y: height - bottom - math.log(y / low) / math.log(high / low) * (height - top - bottom)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="13">',
+           f'<rect width="{width}" height="{height}" fill="white"/>',
+           f'<text x="{left}" y="22" font-size="15">Seconds to read a prompt, Qwen2.5-Coder-0.5B, 2 CPU cores (both axes logarithmic)</text>']
+    tick = low
+    while tick <= high:
+        out.append(f'<line x1="{left}" y1="{y_of(tick):.1f}" x2="{width - right}" y2="{y_of(tick):.1f}" stroke="#dddddd"/>')
+        out.append(f'<text x="{left - 8}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g} s</text>')
+        tick *= 10
+    for x in sorted(set(xs)):
+        out.append(f'<text x="{x_of(x):.1f}" y="{height - bottom + 20}" text-anchor="middle">{x:,}</text>')
+    out.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 10}" text-anchor="middle">prompt tokens</text>')
+    for name, colour, _ in series:
+        line = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points[name])
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        for x, y in points[name]:
+            out.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4" fill="{colour}"/>')
+            out.append(f'<text x="{x_of(x) + 6:.1f}" y="{y_of(y) - 7:.1f}" font-size="11" fill="{colour}">{y:.3g}</text>')
+        x, y = points[name][-1]
+        out.append(f'<text x="{x_of(x) + 14:.1f}" y="{y_of(y) + 14:.1f}" fill="{colour}">{name}</text>')
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(out + ["</svg>"]) + "\n")
+
+
+def needles():
+    result = load("needles.json")
+    rows = [[f"{row['tokens']:,}", row["setting"], f"{row['found']} of {row['of']}", percent(row["density"])] for row in result["rows"]]
+    return "\n\n".join([table(["tokens", "attention", "found", "density"], rows), f"Model: {result['model']}. {recorded(result)}"])
+
+
+def default_recall():
+    result = load("default_recall.json")
+    rows = [[row["model"], f"{row['tokens']:,}", row["attention"], percent(row["density"]), percent(row["mean_recall"], 2),
+             percent(row["tenth_percentile_head"]), percent(row["least_head"])] for row in result["rows"]]
+    heads = ["model", "tokens", "attention", "density", "mean recall", "10th percentile of heads", "least head"]
+    return "\n\n".join([table(heads, rows), recorded(result)])
+
+
+def logits():
+    result = load("logits_vs_llama_cpp.json")
+    rows = [[row["model"], row["weights"], f"{row['tokens']:,}", row["precision"], percent(row["top_1_equal"], 2), f"{row['mean_kl']:.1e}"]
+            for row in result["rows"]]
+    return "\n\n".join([table(["model", "weights", "tokens", "our precision", "equal top-1", "mean KL"], rows), recorded(result)])
+
+
+def main():
+    page = PAGE.read_text()
+    for name, section in [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits)]:
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if begin not in page or end not in page:
+            raise SystemExit(f"BENCHMARKS.md has no place for {name}: {begin} ... {end}")
+        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{section()}\n{end}", page, flags=re.S)
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
