@@ -71,7 +71,7 @@ def main():
     for tokens in args.tokens:
         found = {setting: [] for setting in args.settings}
         numbers_of = {setting: {} for setting in args.settings}
-        hay, numbers = haystack(text, tokens, args.seed + tokens, 4.25)
+        hay, numbers = haystack(text, tokens, args.seed + tokens, 4.9)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "haystack.txt")
             with open(path, "w") as file:

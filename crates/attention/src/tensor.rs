@@ -11,9 +11,22 @@ pub trait Element: Copy + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// Converts a row; both slices have the same length.
     fn widen(from: &[Self], to: &mut [f32]);
+    /// What the bits mean, for vector loads.
+    #[doc(hidden)]
+    const FORMAT: Format;
+}
+
+/// Formats of cache elements.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    F32,
+    F16,
+    Bf16,
 }
 
 impl Element for f32 {
+    const FORMAT: Format = Format::F32;
     fn to_f32(self) -> f32 {
         self
     }
@@ -24,6 +37,7 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    const FORMAT: Format = Format::F16;
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -34,6 +48,7 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    const FORMAT: Format = Format::Bf16;
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
@@ -52,7 +67,7 @@ pub struct Rows<'a, T> {
     pub(crate) rows: usize,
     pub(crate) heads: usize,
     pub(crate) dim: usize,
-    row_stride: usize,
+    pub(crate) row_stride: usize,
     head_stride: usize,
 }
 

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::KEYS;
-use crate::Element;
 use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::simd::{Isa, Simd, with_simd};
+use crate::tensor::Format;
+use crate::{Element, Rows};
 
 /// Rows of the inner block of a product; whole blocks are computed.
 const BLOCK_ROWS: usize = 4;
@@ -50,7 +53,7 @@ impl Operands {
 
     /// `s[key][lane]` of the keys.
     pub fn scores<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>, s: &mut [f32]) {
-        keys.for_each(|i, key| T::widen(cache.k.row(key, head), &mut self.k[i * self.padded..][..self.dim]));
+        copy(self.isa, cache.k, head, keys, &mut self.k, self.padded);
         // Whole blocks are computed: the rows past the last key must be finite.
         let rows = keys.len().next_multiple_of(BLOCK_ROWS);
         self.k[keys.len() * self.padded..rows * self.padded].fill(0.0);
@@ -70,11 +73,64 @@ impl Operands {
         alpha: &[f32],
         o: &mut [f32],
     ) {
-        keys.for_each(|i, key| T::widen(cache.v.row(key, head), &mut self.v[i * self.padded..][..self.dim]));
+        copy(self.isa, cache.v, head, keys, &mut self.v, self.padded);
         assert!(s.len() >= keys.len() * self.width && alpha.len() >= self.width && o.len() >= self.padded * self.width);
         let (v, s, o, alpha) = (self.v.as_ptr(), s.as_ptr(), o.as_mut_ptr(), Some(alpha.as_ptr()));
         // SAFETY: `v` holds `KEYS >= keys.len()` rows of `padded`, the others were just checked.
         unsafe { product(self.isa, v, 1, self.padded, self.padded, keys.len(), s, o, self.width, alpha) };
+    }
+}
+
+/// Rows `keys` of head `head` in f32, `stride` apart.
+fn copy<T: Element>(isa: Isa, rows: Rows<'_, T>, head: usize, keys: &Keys<'_>, to: &mut [f32], stride: usize) {
+    let mut widen = |place: usize, from: &[T], count: usize| {
+        assert!(to.len() >= (place + count - 1) * stride + rows.dim);
+        // SAFETY: `isa` is available; `count` rows were found to be in the view, and their places in `to` were just checked.
+        unsafe {
+            let to = to.as_mut_ptr().add(place * stride);
+            widen_rows(isa, T::FORMAT, from.as_ptr().cast(), rows.row_stride, count, rows.dim, to, stride);
+        }
+    };
+    match keys {
+        Keys::Run(run) if run.is_empty() => {}
+        Keys::Run(run) => {
+            // The last row is there, so are those between.
+            let _ = rows.row(run.end - 1, head);
+            widen(0, rows.row(run.start, head), run.len());
+        }
+        Keys::List(list) => list.iter().enumerate().for_each(|(i, &key)| widen(i, rows.row(key, head), 1)),
+    }
+}
+
+with_simd! {
+    /// `to[row * to_stride + i] = from[row * from_stride + i]` for `rows` rows of `dim` elements of the format; strides are in elements.
+    ///
+    /// # Safety
+    /// `isa` is available, `from` and `to` are valid for those elements and `from` is aligned to them.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn widen_rows<S>(
+        format: Format, from: *const u8, from_stride: usize, rows: usize, dim: usize, to: *mut f32, to_stride: usize,
+    ) {
+        let whole = dim - dim % S::LANES;
+        for row in 0..rows {
+            // SAFETY: `i + LANES <= dim` in the loops over vectors, `i < dim` in those over what is left.
+            unsafe {
+                let to = to.add(row * to_stride);
+                match format {
+                    Format::F32 => std::ptr::copy_nonoverlapping(from.cast::<f32>().add(row * from_stride), to, dim),
+                    Format::F16 => {
+                        let from = from.cast::<u16>().add(row * from_stride);
+                        (0..whole).step_by(S::LANES).for_each(|i| S::store(to.add(i), S::load_f16(from.add(i))));
+                        (whole..dim).for_each(|i| *to.add(i) = f16::from_bits(*from.add(i)).to_f32());
+                    }
+                    Format::Bf16 => {
+                        let from = from.cast::<u16>().add(row * from_stride);
+                        (0..whole).step_by(S::LANES).for_each(|i| S::store(to.add(i), S::load_bf16(from.add(i))));
+                        (whole..dim).for_each(|i| *to.add(i) = bf16::from_bits(*from.add(i)).to_f32());
+                    }
+                }
+            }
+        }
     }
 }
 

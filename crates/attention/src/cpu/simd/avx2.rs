@@ -1,10 +1,10 @@
-//! 8 lanes of AVX2 with FMA.
+//! 8 lanes of AVX2 with FMA and F16C.
 
 use std::arch::x86_64::*;
 
 use super::Simd;
 
-/// AVX2 and FMA.
+/// AVX2, FMA and F16C.
 pub(crate) struct Avx2;
 
 impl Simd for Avx2 {
@@ -21,6 +21,16 @@ impl Simd for Avx2 {
     unsafe fn load(from: *const f32) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())))) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: __m256) {

@@ -48,6 +48,31 @@ pub(crate) trait Simd {
     /// `2^a` of whole numbers `-127 ..= 127`; -127 gives zero.
     unsafe fn pow2_whole(a: Self::V) -> Self::V;
 
+    /// `LANES` f16 values, given as bits, in f32.
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self::V {
+        // SAFETY: the caller vouches for the instruction set and for LANES values, of which there are at most 16.
+        unsafe {
+            let mut lanes = [0.0; 16];
+            for (i, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
+                *lane = f16_to_f32(*from.add(i));
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+    /// `LANES` bf16 values, given as bits, in f32.
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        // SAFETY: as above.
+        unsafe {
+            let mut lanes = [0.0; 16];
+            for (i, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
+                *lane = f32::from_bits(u32::from(*from.add(i)) << 16);
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+
     /// `2^x` for `x <= 127`, relative error below 2e-7; zero below -126.5, so also for negative infinity.
     #[inline(always)]
     unsafe fn exp2(x: Self::V) -> Self::V {
@@ -66,6 +91,17 @@ pub(crate) trait Simd {
     }
 }
 
+/// The value of f16 bits, exactly, without a branch or a call: loops over it become vectors.
+#[inline(always)]
+fn f16_to_f32(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    // Shifted into place the exponent is 112 too small, for normal numbers and subnormal ones alike.
+    let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = magnitude | 0x7f80_0000;
+    let value = if bits & 0x7c00 == 0x7c00 { special } else { finite };
+    f32::from_bits(value | u32::from(bits & 0x8000) << 16)
+}
+
 /// The instruction sets the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
@@ -75,7 +111,7 @@ pub enum Isa {
     /// 16 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// 8 lanes, with FMA.
+    /// 8 lanes, with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 4 lanes.
@@ -95,7 +131,7 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa::Avx512);
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 all.push(Isa::Avx2);
             }
         }
@@ -165,7 +201,7 @@ macro_rules! with_simd {
                 unsafe { body::<$crate::cpu::simd::Avx512>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2($($arg: $ty),*) {
                 // SAFETY: as above.
                 unsafe { body::<$crate::cpu::simd::Avx2>($($arg),*) }
@@ -200,6 +236,33 @@ mod tests {
             for chunk in xs.chunks_exact_mut(S::LANES) {
                 // SAFETY: a chunk holds LANES elements.
                 unsafe { S::store(chunk.as_mut_ptr(), S::exp2(S::load(chunk.as_ptr()))) };
+            }
+        }
+    }
+
+    with_simd! {
+        unsafe fn load_halves<S>(from: &[u16], f16s: &mut [f32], bf16s: &mut [f32]) {
+            for i in (0..from.len()).step_by(S::LANES) {
+                // SAFETY: the slices have the same length, a multiple of LANES.
+                unsafe {
+                    S::store(f16s.as_mut_ptr().add(i), S::load_f16(from.as_ptr().add(i)));
+                    S::store(bf16s.as_mut_ptr().add(i), S::load_bf16(from.as_ptr().add(i)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_half_is_loaded_exactly_on_every_isa() {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        for isa in Isa::available() {
+            let (mut f16s, mut bf16s) = (vec![0.0; bits.len()], vec![0.0; bits.len()]);
+            // SAFETY: `isa` is available.
+            unsafe { load_halves(isa, &bits, &mut f16s, &mut bf16s) };
+            for ((&bits, &f), &b) in bits.iter().zip(&f16s).zip(&bf16s) {
+                let same = |got: f32, want: f32| got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(same(f, half::f16::from_bits(bits).to_f32()), "{} f16 {bits:#x}: {f}", isa.name());
+                assert!(same(b, half::bf16::from_bits(bits).to_f32()), "{} bf16 {bits:#x}: {b}", isa.name());
             }
         }
     }
