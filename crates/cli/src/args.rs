@@ -67,7 +67,7 @@ An empty line or end of input (Ctrl-D) ends the talk. Ctrl-C ends an answer.";
 
 const INSPECT_EXAMPLES: &str = "Examples:
   speedread inspect
-  speedread inspect ./model.gguf --context 131072
+  speedread inspect -m ./model.gguf --context 131072
   speedread inspect --patterns patterns.json
   speedread inspect --attention-map 12.3 -f essay.txt -o map.png";
 
@@ -294,11 +294,8 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Alias, GGUF file, or Hugging Face folder
-    #[arg(default_value = DEFAULT_MODEL)]
-    pub model: String,
     #[command(flatten)]
-    pub rope: RopeArgs,
+    pub model: ModelArgs,
     /// Tokens to plan memory for [default: the model's context]
     #[arg(long, value_name = "N")]
     pub context: Option<NonZeroUsize>,

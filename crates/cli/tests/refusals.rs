@@ -75,7 +75,7 @@ fn unreadable_input_names_the_file() {
 #[test]
 fn unknown_models_list_the_known_ones() {
     let cache = tempdir().unwrap();
-    for args in [&["run", "x", "-m", "gpt-17"][..], &["inspect", "gpt-17"], &["models", "fetch", "gpt-17"]] {
+    for args in [&["run", "x", "-m", "gpt-17"][..], &["inspect", "-m", "gpt-17"], &["models", "fetch", "gpt-17"]] {
         refused(&cache, args, 1, "smollm2");
         refused(&cache, args, 1, "gpt-17");
     }
@@ -112,7 +112,7 @@ fn damaged_models_are_refused() {
         refused(&cache, &["run", "x", "-m", path.to_str().unwrap()], 1, text);
     }
     // A folder that is no model.
-    refused(&cache, &["inspect", folder.path().to_str().unwrap()], 1, "config.json");
+    refused(&cache, &["inspect", "-m", folder.path().to_str().unwrap()], 1, "config.json");
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Stage {
 
     fn inspect(&self, args: &[&str]) -> Command {
         let mut run = speedread(&self.folder);
-        run.args(["inspect", &self.model]).args(args);
+        run.args(["inspect", "-m", &self.model]).args(args);
         run
     }
 }

@@ -12,7 +12,7 @@ use crate::context::{Interrupt, open_model};
 use crate::output;
 
 pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let model = open_model(&args.model, &args.rope, interrupt)?;
+    let model = open_model(&args.model.model, &args.model.rope, interrupt)?;
     if args.attention_map.is_some() {
         return attention_map::run(&model, &args, interrupt);
     }
