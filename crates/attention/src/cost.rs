@@ -22,13 +22,13 @@ pub(crate) fn can_win(pattern: Pattern, dense: &SparseIndex) -> bool {
         Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => vertical + slash,
         Pattern::BlockSparse { blocks } => blocks,
     };
-    let tiles: u64 = (0..dense.query_tiles()).map(|t| dense.dense_tiles(t).min(least) as u64).sum();
-    tiles as f64 + index_cost(pattern, dense) < dense.total_dense_tiles() as f64
+    let tiles: u64 = (0..dense.query_tiles()).map(|t| dense.tiles(t).min(least) as u64).sum();
+    tiles as f64 + index_cost(pattern, dense) < dense.total_tiles() as f64
 }
 
 /// Whether running `index`, already built, costs less than `dense`.
 pub(crate) fn wins(index: &SparseIndex, dense: &SparseIndex) -> bool {
-    index.total_tiles() < dense.total_dense_tiles()
+    index.total_tiles() < dense.total_tiles()
 }
 
 /// Cost of building the index.

@@ -10,7 +10,7 @@ use crate::cost;
 use crate::cpu::cache::Cache;
 use crate::cpu::prefill::Call;
 use crate::cpu::{self, Isa, TILE};
-use crate::estimate::estimate;
+use crate::estimate::{self, estimate};
 use crate::index::{SparseIndex, TileShape};
 use crate::{Element, Error, Pattern, Rows, RowsMut};
 
@@ -25,6 +25,9 @@ pub struct Options<'a> {
     pub audit: Option<Audit>,
     /// Set to stop early; the call then returns [`Error::Cancelled`] and what it wrote is incomplete.
     pub cancel: Option<&'a AtomicBool>,
+    /// Sliding window of the model: a query sees only this many nearest keys, its own among them, whatever the pattern (Mistral 7B
+    /// v0.1, Phi-3-mini-4k); `None` = all.
+    pub window: Option<usize>,
     /// Instruction set to use; `None` = the fastest that computes in f32 ([`Isa::detect`]). See [`Isa::bf16`] for a faster one.
     pub isa: Option<Isa>,
 }
@@ -37,7 +40,7 @@ impl Options<'_> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Options { scale: None, dense_fallback: true, audit: None, cancel: None, isa: None }
+        Options { scale: None, dense_fallback: true, audit: None, cancel: None, window: None, isa: None }
     }
 }
 
@@ -107,7 +110,7 @@ pub fn plan_in_tiles<T: Element>(
     shape: TileShape,
     options: &Options<'_>,
 ) -> Result<Vec<(Pattern, SparseIndex)>, Error> {
-    check(q, k, patterns)?;
+    check(q, k, patterns, options)?;
     let call = Call::new(q, Cache::pack(options.isa(), k, k, 0..k.heads()), options);
     Ok(plan(&call, patterns, 0..q.heads(), shape, options))
 }
@@ -146,7 +149,7 @@ pub fn prefill<T: Element>(
     if let Some(lse) = lse.as_ref().filter(|lse| lse.len() != wanted) {
         return Err(Error::Shape(format!("the log-sum-exp has {} elements, {wanted} are needed", lse.len())));
     }
-    check(q, k, patterns)?;
+    check(q, k, patterns, options)?;
     let mut out = out;
     let mut own_lse = vec![];
     let lse = lse.unwrap_or_else(|| {
@@ -225,7 +228,10 @@ pub(crate) fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Erro
     )))
 }
 
-fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern]) -> Result<(), Error> {
+fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern], options: &Options<'_>) -> Result<(), Error> {
+    if options.window == Some(0) {
+        return Err(Error::Shape("a sliding window of 0 keys: a query sees at least its own".into()));
+    }
     if q.dim() != k.dim() || !q.heads().is_multiple_of(k.heads()) || q.rows() > k.rows() {
         return Err(Error::Shape(format!(
             "queries of {} rows x {} heads x {} do not fit keys of {} rows x {} heads x {}: head dims must be equal, query heads a \
@@ -247,7 +253,7 @@ fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern]) -> Result<()
 impl<'a, T: Element> Call<'a, T> {
     pub(crate) fn new(q: Rows<'a, f32>, cache: Cache<'a, T>, options: &Options<'a>) -> Self {
         let scale = options.scale.unwrap_or(1.0 / (q.dim() as f32).sqrt());
-        Call { isa: options.isa(), q, scale, cache, cancel: options.cancel }
+        Call { isa: options.isa(), q, scale, cache, cancel: options.cancel, window: options.window }
     }
 }
 
@@ -260,7 +266,7 @@ fn plan<T: Element>(
     options: &Options<'_>,
 ) -> Vec<(Pattern, SparseIndex)> {
     let (q, k) = (call.q, call.cache.k);
-    let dense = SparseIndex::dense(k.rows() - q.rows(), q.rows(), shape);
+    let dense = estimate::dense(k.rows() - q.rows(), q.rows(), options.window, shape);
     heads
         .into_par_iter()
         .map(|head| {
@@ -268,7 +274,7 @@ fn plan<T: Element>(
             if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, &dense)) {
                 return (Pattern::Dense, dense.clone());
             }
-            let index = estimate(call.isa, pattern, q, &call.cache, head, call.scale, shape);
+            let index = estimate(call, pattern, head, shape);
             if options.dense_fallback && !cost::wins(&index, &dense) {
                 (Pattern::Dense, dense.clone())
             } else {

@@ -97,6 +97,11 @@ impl<'a, T> Rows<'a, T> {
         let at = row * self.row_stride + head * self.head_stride;
         &self.data[at..at + self.dim]
     }
+    /// The last `count` rows, or all if there are fewer; `count` is at least 1.
+    pub fn tail(self, count: usize) -> Self {
+        let rows = self.rows.min(count.max(1));
+        Self { data: &self.data[(self.rows - rows) * self.row_stride..], rows, ..self }
+    }
     /// Number of rows (tokens).
     pub fn rows(&self) -> usize {
         self.rows
@@ -202,6 +207,10 @@ mod tests {
         assert!(Rows::contiguous(&data, 0, 3, 4).is_err());
         assert!(Rows::new(&data, 2, 3, 4, usize::MAX, 4).is_err());
         assert_eq!(Rows::new(&data, 2, 3, 4, 4, 8).unwrap().heads(), 3);
+        let numbers: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        let tail = Rows::contiguous(&numbers, 4, 2, 3).unwrap().tail(2);
+        assert_eq!((tail.rows(), tail.row(0, 1), tail.row(1, 0)), (2, &numbers[15..18], &numbers[18..21]));
+        assert_eq!(tail.tail(5).rows(), 2);
     }
 
     #[test]

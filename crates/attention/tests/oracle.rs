@@ -35,8 +35,8 @@ impl Case {
     }
 
     /// Output and log-sum-exp against the oracle over the keys of the index, on rows at the edges of tiles and some between.
-    fn check<T: Element>(&self, k: &[T], v: &[T], pattern: Pattern, isa: Isa, fallback: bool) {
-        let options = Options { isa: Some(isa), dense_fallback: fallback, ..Options::default() };
+    fn check<T: Element>(&self, k: &[T], v: &[T], pattern: Pattern, isa: Isa, fallback: bool, window: Option<usize>) {
+        let options = Options { isa: Some(isa), dense_fallback: fallback, window, ..Options::default() };
         let (out, lse, report) = self.run(k, v, pattern, &options);
         let indexes = build_indexes(self.q(), self.kv(k), &vec![pattern; self.heads], &options).unwrap();
         let rows: Vec<usize> =
@@ -50,7 +50,8 @@ impl Case {
             let floor = if in_bf16 { 2e-3 } else { 1e-5 };
             let (mut worst, mut allowed) = ((0f64, 0f64), (0f64, 0f64));
             for &row in &rows {
-                let visible = |key| index.contains(row, key);
+                let near = |key| window.is_none_or(|window| key + window > self.start + row);
+                let visible = |key| index.contains(row, key) && near(key);
                 let q = self.q().row(row, head);
                 let (want, want_lse) = attend_row(q, self.kv(k), self.kv(v), kv_head, self.scale(), visible);
                 let (naive, naive_lse) = naive(q, self.kv(k), self.kv(v), kv_head, visible, round);
@@ -104,20 +105,21 @@ proptest! {
     fn every_pattern_matches_the_oracle(
         rows in prop_oneof![1usize..70, 1usize..700], start in prop_oneof![Just(0usize), 0usize..500], kv_heads in 1usize..3,
         group in 1usize..9, dim in prop_oneof![Just(64usize), Just(96), Just(128), 1usize..40],
-        pattern in patterns(), fallback: bool, element in 0..3, seed: u64,
+        pattern in patterns(), fallback: bool, window in prop_oneof![Just(None), (1usize..300).prop_map(Some)],
+        element in 0..3, seed: u64,
     ) {
         let case = Case::new(rows, start, kv_heads, group, dim, seed);
         for isa in Isa::available() {
             // Every instruction set must find its own index: in bf16 the estimate may choose other lines.
             match element {
-                0 => case.check(&case.k, &case.v, pattern, isa, fallback),
+                0 => case.check(&case.k, &case.v, pattern, isa, fallback, window),
                 1 => {
                     let cast = |x: &[f32]| x.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>();
-                    case.check(&cast(&case.k), &cast(&case.v), pattern, isa, fallback);
+                    case.check(&cast(&case.k), &cast(&case.v), pattern, isa, fallback, window);
                 }
                 _ => {
                     let cast = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
-                    case.check(&cast(&case.k), &cast(&case.v), pattern, isa, fallback);
+                    case.check(&cast(&case.k), &cast(&case.v), pattern, isa, fallback, window);
                 }
             }
         }
@@ -196,6 +198,25 @@ proptest! {
                 prop_assert!((*got as f64 - want).abs() < 1e-5);
             }
         }
+    }
+}
+
+/// Dense attention with a sliding window visits what the window holds, and gives what the oracle gives on it; so does decode on the tail.
+#[test]
+fn a_sliding_window_is_seen_and_costs_what_it_holds() {
+    let case = Case::new(1500, 0, 1, 2, 64, 5);
+    let options = Options { window: Some(100), ..Options::default() };
+    let (out, _, report) = case.run(&case.k, &case.v, Pattern::Dense, &options);
+    assert!(report.heads[0].tiles * 4 < report.heads[0].dense_tiles, "{:?}", report.heads[0]);
+    let (row, head) = (1499, 1);
+    let near = |key| key + 100 > row;
+    let (want, _) = attend_row(case.q().row(row, head), case.kv(&case.k), case.kv(&case.v), 0, case.scale(), near);
+    let mut decoded = vec![0.0; case.heads * case.dim];
+    let q: Vec<f32> = (0..case.heads).flat_map(|head| case.q().row(row, head).to_vec()).collect();
+    decode(&q, case.kv(&case.k).tail(100), case.kv(&case.v).tail(100), None, &mut decoded).unwrap();
+    for (x, want) in want.iter().enumerate() {
+        assert!((f64::from(out[(row * case.heads + head) * case.dim + x]) - want).abs() < 1e-5);
+        assert!((f64::from(decoded[head * case.dim + x]) - want).abs() < 1e-5);
     }
 }
 

@@ -8,7 +8,7 @@ use super::panel::amx::PackedHead;
 use crate::Element;
 use crate::Rows;
 
-/// Keys of a step: a run of neighbours, or any.
+/// Keys of a step, ascending: a run of neighbours, or any.
 #[derive(Debug, Clone)]
 pub(crate) enum Keys<'a> {
     Run(Range<usize>),
@@ -20,6 +20,14 @@ impl Keys<'_> {
         match self {
             Keys::Run(run) => run.len(),
             Keys::List(list) => list.len(),
+        }
+    }
+
+    /// The first key, which is the lowest.
+    pub fn first(&self) -> Option<usize> {
+        match self {
+            Keys::Run(run) => (!run.is_empty()).then_some(run.start),
+            Keys::List(list) => list.first().copied(),
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Call<'a, T> {
     pub scale: f32,
     pub cache: Cache<'a, T>,
     pub cancel: Option<&'a AtomicBool>,
+    /// Nearest keys that a row sees.
+    pub window: Option<usize>,
 }
 
 /// Computes output and log-sum-exp of the query heads `first_head ..`, one an index. `lse` is `[query heads][rows]`.
@@ -55,7 +57,7 @@ pub(crate) fn attend<T: Element>(
     let out = Shared(out.data.as_mut_ptr());
     let lse = Shared(lse.as_mut_ptr());
     let stopped = || call.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
-    let scratch = || (Panel::new(call.isa, TILE.queries, q.dim()), Vec::new());
+    let scratch = || (Panel::new(call.isa, TILE.queries, q.dim()).with_window(call.window), Vec::new());
     tasks.par_iter().with_max_len(1).for_each_init(scratch, |(panel, columns), &(i, tile)| {
         if stopped() {
             return;
@@ -87,12 +89,15 @@ fn attend_tile<T: Element>(
     let positions = index.positions(tile);
     let m0 = positions.start;
     panel.set_queries(positions.map(|p| (p, call.q.row(p - index.start(), head))), call.scale);
-    for span in index.spans(tile) {
+    // Keys before this one are out of every row's window.
+    let nearest = (m0 + 1).saturating_sub(call.window.unwrap_or(usize::MAX));
+    for span in index.spans(tile).filter(|span| span.end > nearest) {
         let first = (span.end > m0 + 1).then_some(span.start);
         panel.step(&call.cache, kv_head, &Keys::Run(span), first);
     }
     columns.clear();
     index.live_columns(tile, columns);
+    columns.retain(|&key| key >= nearest);
     for keys in columns.chunks(KEYS) {
         panel.step(&call.cache, kv_head, &Keys::List(keys), None);
     }
@@ -104,7 +109,7 @@ pub(crate) fn dense_lse<T: Element>(call: &Call<'_, T>, head: usize, rows: &[usi
     let start = k.rows() - q.rows();
     let kv_head = head / (q.heads() / k.heads());
     let mut all = Vec::with_capacity(rows.len());
-    let mut panel = Panel::new(call.isa, TILE.queries, q.dim());
+    let mut panel = Panel::new(call.isa, TILE.queries, q.dim()).with_window(call.window);
     for rows in rows.chunks(TILE.queries) {
         panel.set_queries(rows.iter().map(|&r| (start + r, q.row(r, head))), call.scale);
         let end = start + rows[rows.len() - 1] + 1;

@@ -44,6 +44,9 @@ pub fn prefill<T: AttentionElement>(
     if let Some(lse) = lse.as_ref().filter(|lse| lse.len() != wanted) {
         return Err(Error::Shape(format!("the log-sum-exp has {} elements, {wanted} are needed", lse.len())));
     }
+    if options.window.is_some() {
+        return Err(Error::Shape("sliding windows are not supported on CUDA devices".into()));
+    }
     let stopped = || options.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
 
     let began = Instant::now();

@@ -25,6 +25,7 @@ impl LastQueryMass {
         cache: &Cache<'_, T>,
         head: usize,
         scale: f32,
+        window: Option<usize>,
         last: usize,
     ) -> Self {
         let queries = last.min(q.rows()).min(TILE.queries);
@@ -32,7 +33,7 @@ impl LastQueryMass {
         let start = len - q.rows();
         let first = start + first_row;
         let kv_head = head / (q.heads() / cache.k.heads());
-        let mut panel = Panel::new(isa, TILE.queries, q.dim());
+        let mut panel = Panel::new(isa, TILE.queries, q.dim()).with_window(window);
         panel.set_queries((first_row..q.rows()).map(|r| (start + r, q.row(r, head))), scale);
         let score = |panel: &mut Panel, base: usize| {
             let keys = base..(base + KEYS).min(len);

@@ -5,35 +5,34 @@ mod block_sparse;
 pub(crate) mod last_queries;
 mod vertical_slash;
 
-use crate::cpu::Isa;
-use crate::cpu::cache::Cache;
+use crate::cpu::prefill::Call;
 use crate::index::{SparseIndex, TileShape};
-use crate::{Element, Pattern, Rows};
+use crate::{Element, Pattern};
 
 pub use last_queries::LastQueryMass;
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_DIAGONALS, LAST_QUERIES};
 
 /// Builds the index of query head `head` for `pattern`, in tiles of `shape`.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn estimate<T: Element>(
-    isa: Isa,
-    pattern: Pattern,
-    q: Rows<'_, f32>,
-    cache: &Cache<'_, T>,
-    head: usize,
-    scale: f32,
-    shape: TileShape,
-) -> SparseIndex {
+pub(crate) fn estimate<T: Element>(call: &Call<'_, T>, pattern: Pattern, head: usize, shape: TileShape) -> SparseIndex {
+    let Call { isa, q, ref cache, scale, window, .. } = *call;
     let (rows, start) = (q.rows(), cache.k.rows() - q.rows());
     match pattern {
-        Pattern::Dense => SparseIndex::dense(start, rows, shape),
+        Pattern::Dense => dense(start, rows, window, shape),
         Pattern::AShape { sink, local } => a_shape(start, rows, sink, local, shape),
         Pattern::TriShape { sink, local, last } => a_shape(start, rows, sink, local, shape).with_dense_tail(last),
         Pattern::VerticalSlash { vertical, slash, budget } => {
-            let mass = LastQueryMass::measure(isa, q, cache, head, scale, LAST_QUERIES);
+            let mass = LastQueryMass::measure(isa, q, cache, head, scale, window, LAST_QUERIES);
             vertical_slash::choose(&mass, start, rows, vertical, slash, budget, shape)
         }
         Pattern::BlockSparse { blocks } => block_sparse::choose(isa, q, cache.k, head, blocks, shape),
+    }
+}
+
+/// Every key that a row sees: all, or those in its sliding window.
+pub(crate) fn dense(start: usize, rows: usize, window: Option<usize>, shape: TileShape) -> SparseIndex {
+    match window {
+        Some(window) if window < start + rows => a_shape(start, rows, 0, window, shape),
+        _ => SparseIndex::dense(start, rows, shape),
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Panel {
     positions: Vec<usize>,
     /// Keys now scored.
     count: usize,
+    /// Nearest keys that a row sees.
+    window: usize,
 }
 
 impl Panel {
@@ -85,7 +87,13 @@ impl Panel {
             sum: vec![0.0; width],
             positions: vec![0; width],
             count: 0,
+            window: usize::MAX,
         }
+    }
+
+    /// Lets every row see only the nearest `window` keys, its own among them.
+    pub fn with_window(self, window: Option<usize>) -> Self {
+        Panel { window: window.unwrap_or(usize::MAX), ..self }
     }
 
     /// Starts over with the given query rows and their positions (ascending); at most `width` of them.
@@ -119,6 +127,14 @@ impl Panel {
                 let blind = self.positions.partition_point(|&p| p < first + i);
                 scores[..blind].fill(f32::NEG_INFINITY);
             }
+        }
+        let (farthest, window) = (self.positions[self.width - 1], self.window);
+        if keys.first().is_some_and(|key| farthest - key.min(farthest) >= window) {
+            let (s, positions, width) = (&mut self.s, &self.positions, self.width);
+            keys.for_each(|i, key| {
+                let near = positions.partition_point(|&p| p < key.saturating_add(window));
+                s[i * width + near..(i + 1) * width].fill(f32::NEG_INFINITY);
+            });
         }
     }
 
