@@ -80,6 +80,10 @@ MODELS = {
     "llama-linear": (T.LlamaConfig(**BASE, rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)), [140], gguf.MODEL_ARCH.LLAMA),
     "llama-biases": (T.LlamaConfig(**BASE, attention_bias=True, mlp_bias=True), [110], None),
     "mistral": (T.MistralConfig(**BASE, head_dim=32, sliding_window=None), [120], gguf.MODEL_ARCH.LLAMA),
+    "mistral-window": (T.MistralConfig(**BASE, head_dim=32, sliding_window=50), [180], None),
+    "qwen2-window": (
+        T.Qwen2Config(**BASE, use_sliding_window=True, sliding_window=40, max_window_layers=1), [150], None),
+    "phi3-window": (T.Phi3Config(**BASE | dict(num_key_value_heads=4), sliding_window=70), [170], gguf.MODEL_ARCH.PHI3),
     "qwen2": (T.Qwen2Config(**BASE, tie_word_embeddings=True), [130], gguf.MODEL_ARCH.QWEN2),
     "qwen2-yarn": (
         T.Qwen2Config(**BASE, rope_parameters=dict(

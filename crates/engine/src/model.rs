@@ -129,7 +129,7 @@ impl Model {
             head_dim: config.head_dim,
             vocab: config.vocab,
             context: config.context,
-            sliding_window: config.sliding_window,
+            sliding_window: config.sliding_window.map(|window| window.tokens),
             rope: describe_rope(config),
             kv_bytes_per_token: kv.bytes().unwrap_or(u64::MAX),
         }

@@ -81,13 +81,6 @@ impl SessionOptions {
                 self.context.div_ceil(config.context).max(2)
             )));
         }
-        if let Some(window) = config.sliding_window.filter(|&window| window < self.context) {
-            return Err(Error::Request(format!(
-                "this model's queries see only the nearest {window} tokens, which is not supported beyond that length; {} tokens were \
-                 asked for. Shorten the prompt with --truncate",
-                self.context
-            )));
-        }
         if self.chunk == Some(0) {
             return Err(Error::Request("--chunk 0: a chunk needs at least one token".into()));
         }

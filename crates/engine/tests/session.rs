@@ -233,13 +233,25 @@ fn requests_that_cannot_be_met_say_why() {
     assert!(session.decode(1).unwrap_err().to_string().contains("do not fit"));
 }
 
+/// Decode with a sliding window gives what a prefill of one more token gives, and another text than the same model without a window.
 #[test]
-fn a_sliding_window_is_refused_beyond_its_width() {
-    let change = |config: &mut serde_json::Value| config["sliding_window"] = 64.into();
+fn decode_sees_the_sliding_window() {
+    let change = |config: &mut serde_json::Value| config["sliding_window"] = 50.into();
     let model = model_of("mistral", change, &ModelOptions::default()).unwrap();
-    assert!(Session::new(&model, exact(64)).is_ok());
-    let error = Session::new(&model, exact(65)).unwrap_err().to_string();
-    assert!(error.contains("nearest 64"), "{error}");
+    let ids = prompt(120, model.config.vocab);
+    let after = |model: &Model, ids: &[u32]| {
+        let mut session = Session::new(model, exact(120)).unwrap();
+        read(&mut session, ids).unwrap();
+        session.logits().to_vec()
+    };
+    let whole = after(&model, &ids);
+    let mut session = Session::new(&model, exact(120)).unwrap();
+    read(&mut session, &ids[..119]).unwrap();
+    let decoded = session.decode(ids[119]).unwrap().to_vec();
+    let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far(&decoded, &whole) < 1e-4, "{}", far(&decoded, &whole));
+    let unlimited = model_of("mistral", |_| {}, &ModelOptions::default()).unwrap();
+    assert!(far(&after(&unlimited, &ids), &whole) > 1e-2);
 }
 
 #[test]

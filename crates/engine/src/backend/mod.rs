@@ -107,8 +107,15 @@ pub trait Backend: Sized {
         patterns: &[Pattern],
         options: &Options<'_>,
     ) -> Result<Report>;
-    /// [`attend`](Self::attend) for one new token: dense, without a report.
-    fn decode_attend(&mut self, q: &mut Self::Buffer, cache: &Self::Cache, layer: usize, len: usize) -> Result<()>;
+    /// [`attend`](Self::attend) for one new token: dense over the nearest `window` keys (`None` = all), without a report.
+    fn decode_attend(
+        &mut self,
+        q: &mut Self::Buffer,
+        cache: &Self::Cache,
+        layer: usize,
+        len: usize,
+        window: Option<usize>,
+    ) -> Result<()>;
     /// `gate[i] = silu(gate[i]) * up[i]` for the first `rows` rows.
     fn swiglu(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer, rows: usize) -> Result<()>;
     /// `x[rows.start + i] += y[i]`

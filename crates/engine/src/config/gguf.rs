@@ -1,7 +1,7 @@
 //! The metadata of a GGUF file.
 
 use super::hf::long_rope_attention_factor;
-use super::{Architecture, ModelConfig, Naming};
+use super::{Architecture, ModelConfig, Naming, SlidingWindow};
 use crate::gguf::{Metadata, Value};
 use crate::rope::{RopeConfig, RopeLayout, RopeVariant, yarn_attention_factor};
 use crate::{Error, Result};
@@ -122,7 +122,10 @@ impl ModelConfig {
                 layout,
                 variant: variant(&keys, rope, context)?,
             },
-            sliding_window: keys.usize("attention.sliding_window")?.filter(|&window| window > 0),
+            sliding_window: keys
+                .usize("attention.sliding_window")?
+                .filter(|&tokens| tokens > 0)
+                .map(|tokens| SlidingWindow { tokens, first_layer: 0 }),
             qk_norm: architecture == Architecture::Qwen3,
             post_norms: architecture == Architecture::Glm4,
             tied_embeddings: None,

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Architecture, ModelConfig, Naming};
+use super::{Architecture, ModelConfig, Naming, SlidingWindow};
 use crate::rope::{RopeConfig, RopeLayout, RopeVariant, yarn_attention_factor};
 use crate::{Error, Result};
 
@@ -36,6 +36,7 @@ struct Raw {
     partial_rotary_factor: Option<f64>,
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     eos_token_id: Option<Value>,
     quantization_config: Option<Value>,
@@ -134,22 +135,28 @@ impl Raw {
         Ok(config)
     }
 
-    fn window(&self, architecture: Architecture) -> Result<Option<usize>> {
-        let window = match architecture {
-            Architecture::Mistral | Architecture::Phi3 => self.sliding_window,
-            // Qwen writes a size and a separate switch, and then slides only some layers.
-            Architecture::Qwen2 | Architecture::Qwen3 if self.use_sliding_window == Some(true) => self.sliding_window,
-            _ => None,
+    fn window(&self, architecture: Architecture) -> Result<Option<SlidingWindow>> {
+        let layers = self.num_hidden_layers;
+        let (tokens, first_layer) = match architecture {
+            Architecture::Mistral | Architecture::Phi3 => (self.sliding_window, 0),
+            // Qwen writes a size and a separate switch, and then slides only the layers after the first ones.
+            Architecture::Qwen2 | Architecture::Qwen3 if self.use_sliding_window == Some(true) => {
+                (self.sliding_window, self.max_window_layers.unwrap_or(28))
+            }
+            _ => (None, 0),
         };
-        let unknown = self
-            .layer_types
-            .iter()
-            .flatten()
-            .find(|kind| !matches!(kind.as_str(), "full_attention" | "sliding_attention"));
-        if let Some(kind) = unknown {
-            return Err(Error::Unsupported(format!("layers of type {kind:?}")));
+        let mut first_layer = first_layer.min(layers);
+        if let Some(kinds) = &self.layer_types {
+            let known = |kind: &&String| matches!(kind.as_str(), "full_attention" | "sliding_attention");
+            if let Some(kind) = kinds.iter().find(|kind| !known(kind)) {
+                return Err(Error::Unsupported(format!("layers of type {kind:?}")));
+            }
+            first_layer = kinds.iter().position(|kind| kind == "sliding_attention").unwrap_or(layers);
+            if kinds.iter().skip(first_layer).any(|kind| kind == "full_attention") && tokens.is_some() {
+                return Err(Error::Unsupported("layers of full attention after layers with a sliding window".into()));
+            }
         }
-        Ok(window)
+        Ok(tokens.filter(|_| first_layer < layers).map(|tokens| SlidingWindow { tokens, first_layer }))
     }
 
     fn rope(&self, architecture: Architecture, head_dim: usize, glm: bool) -> Result<RopeConfig> {
@@ -282,7 +289,13 @@ mod tests {
             read(&LLAMA31.replace("\"llama\"", "\"qwen2\"").replacen('{', &format!("{{{more},"), 1)).unwrap()
         };
         assert_eq!(with(r#""sliding_window":4096,"use_sliding_window":false"#).sliding_window, None);
-        assert_eq!(with(r#""sliding_window":4096,"use_sliding_window":true"#).sliding_window, Some(4096));
+        let slides = |more: &str| {
+            let config = with(&format!(r#""sliding_window":4096,"use_sliding_window":true{more}"#));
+            (config.window(0), config.window(27), config.window(28), config.window(31))
+        };
+        assert_eq!(slides(""), (None, None, Some(4096), Some(4096)));
+        assert_eq!(slides(r#","max_window_layers":0"#), (Some(4096), Some(4096), Some(4096), Some(4096)));
+        assert_eq!(slides(r#","max_window_layers":32"#), (None, None, None, None));
     }
 
     #[test]

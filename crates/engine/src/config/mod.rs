@@ -88,8 +88,8 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// The rotary embedding.
     pub rope: RopeConfig,
-    /// Queries see only this many nearest keys (themselves included).
-    pub sliding_window: Option<usize>,
+    /// Layers whose queries see only the nearest keys.
+    pub sliding_window: Option<SlidingWindow>,
     /// Queries and keys are RMS-normalised per head before the rotary embedding.
     pub qk_norm: bool,
     /// The outputs of attention and feed-forward are RMS-normalised before they join the residual stream.
@@ -100,10 +100,24 @@ pub struct ModelConfig {
     pub eos_ids: Vec<u32>,
 }
 
+/// A limit on how far the queries of some layers see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Keys that a query sees, its own among them.
+    pub tokens: usize,
+    /// First layer with the limit; all after it have it too.
+    pub first_layer: usize,
+}
+
 /// No dimension of a real model is near this; products of three stay far below 2^64.
 const LARGEST: usize = 1 << 21;
 
 impl ModelConfig {
+    /// Keys that the queries of a layer see, if that is limited.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|window| layer >= window.first_layer).map(|window| window.tokens)
+    }
+
     /// Checks every number against the others.
     pub fn validate(&self) -> Result<()> {
         let sizes = [
@@ -134,7 +148,7 @@ impl ModelConfig {
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return Err(Error::Unsupported(format!("model configuration: norm epsilon is {}", self.norm_eps)));
         }
-        if self.sliding_window == Some(0) {
+        if self.sliding_window.is_some_and(|window| window.tokens == 0) {
             return Err(Error::Unsupported("model configuration: sliding window of 0 tokens".into()));
         }
         self.rope.validate(self.head_dim)
@@ -203,7 +217,7 @@ mod tests {
             |c| c.vocab = usize::MAX,
             |c| c.context = 0,
             |c| c.norm_eps = f32::NAN,
-            |c| c.sliding_window = Some(0),
+            |c| c.sliding_window = Some(SlidingWindow { tokens: 0, first_layer: 0 }),
             |c| c.rope.dim = 18,
         ];
         for (i, spoil) in spoil.iter().enumerate() {

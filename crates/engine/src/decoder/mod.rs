@@ -176,8 +176,9 @@ impl<B: Backend> Decoder<B> {
             if pass.stop_before_attention == Some(n) {
                 break;
             }
+            let options = Options { window: self.config.window(n), ..pass.options };
             let attention = backend
-                .attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.patterns)(n), &pass.options)
+                .attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.patterns)(n), &options)
                 .map_err(|error| match error {
                     Error::Attention(speedread_attention::Error::Cancelled) => Error::Cancelled,
                     other => other,
@@ -213,7 +214,7 @@ impl<B: Backend> Decoder<B> {
         backend.embed(&self.weights.embedding, &[id], &mut work.x)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
             self.project(backend, work, cache, n, 0..1, position, &mut seconds, &mut clock)?;
-            backend.decode_attend(&mut work.q, cache, n, position + 1)?;
+            backend.decode_attend(&mut work.q, cache, n, position + 1, self.config.window(n))?;
             self.feed(backend, work, layer, 0..1, &mut seconds, &mut clock)?;
         }
         Ok(())

@@ -295,14 +295,22 @@ impl Backend for CpuBackend {
         Ok(total)
     }
 
-    fn decode_attend(&mut self, q: &mut CpuBuffer, cache: &KvCache, layer: usize, len: usize) -> Result<()> {
+    fn decode_attend(
+        &mut self,
+        q: &mut CpuBuffer,
+        cache: &KvCache,
+        layer: usize,
+        len: usize,
+        window: Option<usize>,
+    ) -> Result<()> {
+        let near = window.unwrap_or(len);
         let columns = q.columns;
         self.temporary.resize(columns, 0.0);
         let (query, out) = (&q.data[..columns], &mut self.temporary);
         match cache.view(layer, 0, cache.shape().heads, len)? {
-            View::F32(k, v) => speedread_attention::decode(query, k, v, None, out),
-            View::F16(k, v) => speedread_attention::decode(query, k, v, None, out),
-            View::Bf16(k, v) => speedread_attention::decode(query, k, v, None, out),
+            View::F32(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
+            View::F16(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
+            View::Bf16(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
         }?;
         q.data[..columns].copy_from_slice(&self.temporary);
         Ok(())
