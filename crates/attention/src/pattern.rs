@@ -10,7 +10,8 @@ use crate::Error;
 pub enum Budget {
     /// MInference's meaning: columns and diagonals. The cost depends on how the diagonals cluster.
     Lines,
-    /// Key tiles per query tile, chosen by the attention mass each new tile brings: the cost is bounded whatever the prompt.
+    /// Key tiles per query tile, chosen by the attention mass each new tile brings: the cost is bounded whatever the prompt. The last
+    /// queries, from which the tiles are estimated and which are the user's question, see every key.
     Tiles,
 }
 
