@@ -58,9 +58,10 @@ impl Pattern {
     ///
     /// What it keeps and costs is measured in `BENCHMARKS.md`.
     pub fn default_for(tokens: usize) -> Self {
-        // Doubling the prompt adds 4 column tiles and 8 window tiles; up to 2K tokens the first step already holds every key.
+        // Doubling the prompt adds 8 column tiles and 8 window tiles; up to 2K tokens the first step already holds every key.
         let doublings = (tokens.max(1) / 2048).checked_ilog2().map_or(0, |d| d as usize + 1);
-        Pattern::VerticalSlash { vertical: 8 + 4 * doublings, slash: 16 + 8 * doublings, budget: Budget::Tiles }
+        let tiles = 16 + 8 * doublings;
+        Pattern::VerticalSlash { vertical: tiles, slash: tiles, budget: Budget::Tiles }
     }
 
     /// Refuses numbers that make no sense.
@@ -173,7 +174,7 @@ mod tests {
             other => panic!("{other}"),
         };
         assert!(tiles(1) <= tiles(4096) && tiles(4096) < tiles(8192));
-        assert_eq!(tiles(65536) - tiles(32768), 12);
-        assert!(tiles(1 << 20) < 160);
+        assert_eq!(tiles(65536) - tiles(32768), 16);
+        assert!(tiles(1 << 20) < 200);
     }
 }
