@@ -96,12 +96,19 @@ def main():
             rows.append(row)
             print(f"{row['tokens']:>6} tokens  {setting:<28} {row['found']:>2} of {row['of']}  density {100 * row['density']:.1f} %  "
                   f"first token after {row['time_to_first_token_s']:.1f} s", flush=True)
-    if args.output:
-        os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-        result = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "model": args.model, "seed": args.seed, "rows": rows}
-        with open(args.output, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+        # After every length: a run of an hour that is stopped keeps what it has.
+        save(args, rows)
+
+
+def save(args, rows):
+    if not args.output:
+        return
+    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+    command = " ".join(["python", *sys.argv]).replace(os.path.expanduser("~"), "~")
+    result = {"command": command, "date": time.strftime("%Y-%m-%d"), "model": args.model, "seed": args.seed, "rows": rows}
+    with open(args.output, "w") as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
 
 
 if __name__ == "__main__":
