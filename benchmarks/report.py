@@ -51,7 +51,8 @@ def prefill_cpu():
                        f"{runs['sparse']['peak_memory_bytes'] / 1e6:.0f} MB"])
     figure([row for row in result["rows"] if row["model"].startswith("qwen")], HERE / "figures" / "prefill_cpu.svg")
     speed = table(["model", "tokens", "llama.cpp tok/s", "dense", "sparse", "sparse, f32 only", "density"], rows)
-    note = f"llama.cpp with its own AMX buffers on this machine: {result['llama_cpp_with_amx_buffers']}."
+    amx = result["llama_cpp_with_amx_buffers"] or "not tried in this run"
+    note = f"llama.cpp with its own AMX buffers on this machine: {amx}."
     return "\n\n".join([speed, recorded(result), note, "Peak memory (largest resident set of the process, weights included):",
                         table(["model", "tokens", "llama.cpp", "speedread, sparse"], memory)])
 
@@ -118,7 +119,11 @@ def main():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if begin not in page or end not in page:
             raise SystemExit(f"BENCHMARKS.md has no place for {name}: {begin} ... {end}")
-        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{section()}\n{end}", page, flags=re.S)
+        try:
+            text = section()
+        except FileNotFoundError as missing:
+            text = f"Not recorded yet (`benchmarks/results/{pathlib.Path(missing.filename).name}`)."
+        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.S)
     PAGE.write_text(page)
 
 
