@@ -21,6 +21,15 @@ pub struct TileShape {
     pub keys: usize,
 }
 
+/// Key tiles that a kernel visits, by how it reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Visits {
+    /// Tiles of neighbouring keys: windows and blocks.
+    pub runs: u64,
+    /// Tiles of gathered keys: columns.
+    pub gathered: u64,
+}
+
 /// Key tiles per query tile: the aligned tile `b` holds the keys `b*N .. (b+1)*N`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BlockLists {
@@ -188,6 +197,19 @@ impl SparseIndex {
         self.spans(tile).count() + live.len().div_ceil(self.shape.keys)
     }
 
+    /// Key tiles visited in all, by kind.
+    pub fn visits(&self) -> Visits {
+        let mut live = vec![];
+        (0..self.query_tiles()).fold(Visits::default(), |all, tile| {
+            live.clear();
+            self.live_columns(tile, &mut live);
+            Visits {
+                runs: all.runs + self.spans(tile).count() as u64,
+                gathered: all.gathered + live.len().div_ceil(self.shape.keys) as u64,
+            }
+        })
+    }
+
     /// Key tiles that dense causal attention visits for query tile `tile`.
     pub fn dense_tiles(&self, tile: usize) -> usize {
         1 + self.positions(tile).start.div_ceil(self.shape.keys)
@@ -195,7 +217,8 @@ impl SparseIndex {
 
     /// Key tiles visited in all.
     pub fn total_tiles(&self) -> u64 {
-        (0..self.query_tiles()).map(|t| self.tiles(t) as u64).sum()
+        let Visits { runs, gathered } = self.visits();
+        runs + gathered
     }
 
     /// Key tiles that dense causal attention visits in all.

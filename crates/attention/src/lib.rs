@@ -31,6 +31,7 @@
 //! # Ok::<(), speedread_attention::Error>(())
 //! ```
 
+pub mod compare;
 mod cost;
 pub mod cpu;
 pub mod cuda;
@@ -46,6 +47,6 @@ mod tensor;
 pub use error::Error;
 pub use index::SparseIndex;
 pub use pattern::{Budget, FORMS, Pattern};
-pub use pattern_file::PatternFile;
+pub use pattern_file::{PatternFile, PatternTable};
 pub use prefill::{Audit, HeadReport, Options, Recall, Report, build_indexes, decode, plan_in_tiles, prefill};
 pub use tensor::{Element, Rows, RowsMut};

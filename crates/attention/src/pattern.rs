@@ -16,7 +16,8 @@ pub enum Budget {
 }
 
 /// The sparse pattern of one query head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Pattern {
     /// Every key up to the query's own position.
     Dense,
@@ -96,6 +97,20 @@ impl fmt::Display for Pattern {
             }
             Pattern::BlockSparse { blocks } => write!(f, "block-sparse:{blocks}"),
         }
+    }
+}
+
+impl From<Pattern> for String {
+    fn from(pattern: Pattern) -> String {
+        pattern.to_string()
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::cost;
 use crate::cpu::cache::Cache;
 use crate::cpu::prefill::Call;
 use crate::cpu::{self, Isa, TILE};
-use crate::estimate::{self, estimate};
+use crate::estimate::{self, Estimator};
 use crate::index::{SparseIndex, TileShape};
 use crate::{Element, Error, Pattern, Rows, RowsMut};
 
@@ -228,7 +228,12 @@ pub(crate) fn check_values<T>(k: Rows<'_, T>, v: Rows<'_, T>) -> Result<(), Erro
     )))
 }
 
-fn check<T>(q: Rows<'_, f32>, k: Rows<'_, T>, patterns: &[Pattern], options: &Options<'_>) -> Result<(), Error> {
+pub(crate) fn check<T>(
+    q: Rows<'_, f32>,
+    k: Rows<'_, T>,
+    patterns: &[Pattern],
+    options: &Options<'_>,
+) -> Result<(), Error> {
     if options.window == Some(0) {
         return Err(Error::Shape("a sliding window of 0 keys: a query sees at least its own".into()));
     }
@@ -274,7 +279,7 @@ fn plan<T: Element>(
             if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, &dense)) {
                 return (Pattern::Dense, dense.clone());
             }
-            let index = estimate(call, pattern, head, shape);
+            let index = Estimator::new(call, head).index(pattern, shape);
             if options.dense_fallback && !cost::wins(&index, &dense) {
                 (Pattern::Dense, dense.clone())
             } else {

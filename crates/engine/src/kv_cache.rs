@@ -224,26 +224,6 @@ impl KvCache {
             }
         })
     }
-
-    /// The keys of the first `len` positions, `[len, heads, dim]`.
-    pub(crate) fn read_keys(&self, layer: usize, len: usize, out: &mut [f32]) -> Result<()> {
-        match self.view(layer, 0, self.shape.heads, len)? {
-            View::F32(k, _) => gather_rows(k, out),
-            View::F16(k, _) => gather_rows(k, out),
-            View::Bf16(k, _) => gather_rows(k, out),
-        }
-        Ok(())
-    }
-}
-
-/// Copies keys to `[rows, heads, dim]`.
-fn gather_rows<T: Element>(k: Rows<'_, T>, out: &mut [f32]) {
-    let dim = k.dim();
-    for (row, out) in out.chunks_exact_mut(k.heads() * dim).enumerate() {
-        for (head, out) in out.chunks_exact_mut(dim).enumerate() {
-            T::widen(k.row(row, head), out);
-        }
-    }
 }
 
 /// Copies `[rows, heads, dim]` to `[heads][position ..][dim]`, a head and a few hundred rows per task.

@@ -7,6 +7,7 @@ pub mod generate;
 pub mod gguf;
 pub mod hub;
 pub mod kv_cache;
+mod layer_attention;
 pub mod memory;
 pub mod model;
 pub mod quant;

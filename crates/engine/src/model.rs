@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::gemm::Precision;
 use crate::config::{ModelConfig, RopeTensors};
@@ -38,6 +40,8 @@ pub struct Model {
 pub struct ModelFacts {
     /// The name its makers gave it.
     pub name: Option<String>,
+    /// What tells its weights from another model's; see [`Model::fingerprint`].
+    pub fingerprint: String,
     /// Family.
     pub architecture: String,
     /// Number of weights in matrices.
@@ -106,6 +110,18 @@ impl Model {
         self.decoder.bytes()
     }
 
+    /// What tells its weights from another model's, in hexadecimal. Every quantisation of the same weights has the same: it hashes the shape
+    /// and the norms' weights, which are never quantised.
+    pub fn fingerprint(&self) -> String {
+        let config = &self.config;
+        let shape = [config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim, config.vocab];
+        let mut hash = Sha256::new();
+        shape.iter().for_each(|&number| hash.update((number as u64).to_le_bytes()));
+        hash.update(self.decoder.norms_hash());
+        // 64 bits are plenty to tell models apart, and fit a line.
+        hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// What there is to say about it.
     pub fn facts(&self) -> ModelFacts {
         let config = &self.config;
@@ -118,6 +134,7 @@ impl Model {
         };
         ModelFacts {
             name: config.name.clone(),
+            fingerprint: self.fingerprint(),
             architecture: config.architecture.name().into(),
             parameters: self.decoder.parameters(),
             weight_bytes: self.weight_bytes(),

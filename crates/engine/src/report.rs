@@ -78,20 +78,3 @@ impl PrefillReport {
         }
     }
 }
-
-/// Queries and keys of one layer after rotary embedding, as attention sees them: for pictures and studies.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Captured {
-    /// Tokens.
-    pub rows: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Components of a head.
-    pub dim: usize,
-    /// Queries, `[rows, heads, dim]`.
-    pub q: Vec<f32>,
-    /// Keys, `[rows, kv_heads, dim]`.
-    pub k: Vec<f32>,
-}

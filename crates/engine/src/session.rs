@@ -1,19 +1,21 @@
 //! One conversation with a model: a key/value cache that grows by prefills and decode steps.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use speedread_attention::{Audit, HeadReport, Options, Pattern};
+use speedread_attention::{Audit, HeadReport, Options, Pattern, PatternTable};
 
 use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
 pub use crate::backend::cpu::gemm::Precision;
+use crate::backend::cpu::{CpuBackend, CpuBuffer};
 use crate::config::ModelConfig;
-use crate::decoder::{LOGITS_BLOCK, Pass, PassReport, Seconds, Workspace, blocks};
+use crate::decoder::{BeforeAttention, LOGITS_BLOCK, Pass, PassReport, Seconds, Workspace, blocks};
 use crate::kv_cache::{CacheShape, KvCache, KvType};
+pub use crate::layer_attention::LayerAttention;
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
-pub use crate::report::{Captured, PrefillReport, Progress};
+pub use crate::report::{PrefillReport, Progress};
 use crate::{Error, Result};
 
 /// Which keys each query head looks at.
@@ -27,7 +29,7 @@ pub enum AttentionChoice {
     /// One pattern for every head.
     Uniform(Pattern),
     /// A pattern per layer and query head, as a pattern file gives them.
-    PerHead(Vec<Vec<Pattern>>),
+    PerHead(PatternTable),
 }
 
 /// Options of a session.
@@ -86,24 +88,14 @@ impl SessionOptions {
         }
         match &self.attention {
             AttentionChoice::Uniform(pattern) => pattern.validate()?,
-            AttentionChoice::PerHead(layers) => {
-                if layers.len() != config.layers {
+            AttentionChoice::PerHead(table) => {
+                let ((layers, heads), (wanted_layers, wanted_heads)) = (table.shape(), (config.layers, config.heads));
+                if (layers, heads) != (wanted_layers, wanted_heads) {
                     return Err(Error::Request(format!(
-                        "patterns for {} layers, the model has {}",
-                        layers.len(),
-                        config.layers
+                        "patterns for {layers} layers of {heads} query heads, the model has {wanted_layers} of {wanted_heads}"
                     )));
                 }
-                for (n, heads) in layers.iter().enumerate() {
-                    if heads.len() != config.heads {
-                        return Err(Error::Request(format!(
-                            "patterns for {} heads in layer {n}, the model has {}",
-                            heads.len(),
-                            config.heads
-                        )));
-                    }
-                    heads.iter().try_for_each(Pattern::validate)?;
-                }
+                table.all().try_for_each(Pattern::validate)?;
             }
             AttentionChoice::Dense | AttentionChoice::Auto => {}
         }
@@ -205,7 +197,8 @@ impl<'m> Session<'m> {
         cancel: &AtomicBool,
     ) -> Result<PrefillReport> {
         let began = Instant::now();
-        let (mut parts, reports) = self.run(ids, None, observer, cancel, &mut |_, _| Ok(()))?;
+        let (mut parts, reports) =
+            self.run(ids, &mut |_, _, _| Ok(ControlFlow::Continue(())), observer, cancel, &mut |_, _| Ok(()))?;
         let head = Instant::now();
         let last = (ids.len() - 1) % self.options.chunk_rows();
         self.logits.resize(self.model.config.vocab, 0.0);
@@ -229,45 +222,50 @@ impl<'m> Session<'m> {
         let decoder = &self.model.decoder;
         let mut buffer = vec![0.0; LOGITS_BLOCK.min(ids.len()) * vocab];
         let mut last = vec![];
-        let (parts, reports) = self.run(ids, None, observer, cancel, &mut |session, chunk| {
-            for block in blocks(chunk.len(), LOGITS_BLOCK) {
-                let out = &mut buffer[..block.len() * vocab];
-                decoder.logits(&mut session.backend, &mut session.work, block.clone(), out)?;
-                rows(chunk.start + block.start, out);
-                last = out[out.len() - vocab..].to_vec();
-            }
-            Ok(())
-        })?;
+        let (parts, reports) =
+            self.run(ids, &mut |_, _, _| Ok(ControlFlow::Continue(())), observer, cancel, &mut |session, chunk| {
+                for block in blocks(chunk.len(), LOGITS_BLOCK) {
+                    let out = &mut buffer[..block.len() * vocab];
+                    decoder.logits(&mut session.backend, &mut session.work, block.clone(), out)?;
+                    rows(chunk.start + block.start, out);
+                    last = out[out.len() - vocab..].to_vec();
+                }
+                Ok(())
+            })?;
         self.logits = last;
         self.len += ids.len();
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
     }
 
-    /// Runs tokens up to the attention of `layer` and returns what it would see. The session is left as it was.
+    /// Runs tokens and shows `visit`, layer by layer, what attention is about to see. The session is left as it was.
     ///
     /// # Errors
-    /// As [`prefill`](Self::prefill), and when the session is not empty, reads in chunks, or has no such layer.
-    pub fn capture(
+    /// As [`prefill`](Self::prefill), those of `visit`, and when the session is not empty or reads in chunks.
+    pub fn visit_layers(
         &mut self,
         ids: &[u32],
-        layer: usize,
+        visit: &mut dyn FnMut(LayerAttention<'_>) -> Result<ControlFlow<()>>,
         observer: &mut dyn FnMut(Progress),
         cancel: &AtomicBool,
-    ) -> Result<Captured> {
-        let config = &self.model.config;
-        let (heads, kv_heads, dim, layers) = (config.heads, config.kv_heads, config.head_dim, config.layers);
-        if !self.is_empty() || ids.len() > self.options.chunk_rows() || layer >= layers {
-            let what = format!(
-                "layer {layer} of {layers} can be captured in an empty session that reads its prompt in one piece"
-            );
-            return Err(Error::Request(what));
+    ) -> Result<()> {
+        if !self.is_empty() || ids.len() > self.options.chunk_rows() {
+            return Err(Error::Request(
+                "layers are visited in an empty session that reads its prompt in one piece".into(),
+            ));
         }
-        self.run(ids, Some(layer), observer, cancel, &mut |_, _| Ok(()))?;
-        let rows = ids.len();
-        let q = self.work.q.rows(0..rows).to_vec();
-        let mut k = vec![0.0; rows * kv_heads * dim];
-        self.cache.read_keys(layer, rows, &mut k)?;
-        Ok(Captured { rows, heads, kv_heads, dim, q, k })
+        let (config, isa) = (&self.model.config, self.options.precision.attention());
+        let mut look = |layer: usize, q: &CpuBuffer, cache: &KvCache| {
+            let options = Options { cancel: Some(cancel), isa, window: config.window(layer), ..Options::default() };
+            visit(LayerAttention {
+                layer,
+                heads: config.heads,
+                rows: ids.len(),
+                q: q.rows(0..ids.len()),
+                cache,
+                options,
+            })
+        };
+        self.run(ids, &mut look, observer, cancel, &mut |_, _| Ok(())).map(|_| ())
     }
 
     /// Reads one token and returns the logits after it.
@@ -311,7 +309,7 @@ impl<'m> Session<'m> {
     fn run(
         &mut self,
         ids: &[u32],
-        stop_before_attention: Option<usize>,
+        before_attention: BeforeAttention<'_, CpuBackend>,
         observer: &mut dyn FnMut(Progress),
         cancel: &AtomicBool,
         after: &mut dyn FnMut(&mut Self, std::ops::Range<usize>) -> Result<()>,
@@ -342,7 +340,7 @@ impl<'m> Session<'m> {
                 AttentionChoice::PerHead(_) => vec![],
             };
             let patterns = |layer: usize| match &self.options.attention {
-                AttentionChoice::PerHead(layers) => &layers[layer][..],
+                AttentionChoice::PerHead(table) => &table.for_tokens(start + part.len())[layer][..],
                 _ => &uniform[..],
             };
             let pass = Pass {
@@ -356,7 +354,7 @@ impl<'m> Session<'m> {
                     isa: self.options.precision.attention(),
                     ..Options::default()
                 },
-                stop_before_attention,
+                before_attention: &mut *before_attention,
                 observe: &mut observe,
             };
             let decoder = &self.model.decoder;

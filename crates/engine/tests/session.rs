@@ -2,15 +2,16 @@
 
 mod golden;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use golden::{prompt, tiny, write_folder};
-use speedread_attention::Pattern;
+use speedread_attention::{Pattern, PatternTable};
 use speedread_engine::Error;
 use speedread_engine::backend::cpu::gemm::Precision;
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::model::{Model, ModelOptions};
-use speedread_engine::session::{AttentionChoice, PrefillReport, Progress, Session, SessionOptions};
+use speedread_engine::session::{AttentionChoice, LayerAttention, PrefillReport, Progress, Session, SessionOptions};
 
 fn model_of(name: &str, change: impl FnOnce(&mut serde_json::Value), options: &ModelOptions) -> Result<Model, Error> {
     let mut golden = tiny(name);
@@ -138,7 +139,7 @@ fn patterns_reach_their_heads_and_the_report() {
     let mut patterns = vec![vec![Pattern::Dense; model.config.heads]; model.config.layers];
     patterns[1][2] = Pattern::AShape { sink: 4, local: 64 };
     let run = |chunk| {
-        let attention = AttentionChoice::PerHead(patterns.clone());
+        let attention = AttentionChoice::PerHead(PatternTable::any_length(patterns.clone()));
         let options = SessionOptions { attention, dense_fallback: false, audit_rows: Some(8), chunk, ..exact(500) };
         let mut session = Session::new(&model, options).unwrap();
         read(&mut session, &ids).unwrap()
@@ -218,9 +219,10 @@ fn requests_that_cannot_be_met_say_why() {
     assert!(too_long.contains("513") && too_long.contains("512") && too_long.contains("--rope-scaling"), "{too_long}");
     assert!(refused(exact(0)).contains("0 tokens"));
     assert!(refused(SessionOptions { chunk: Some(0), ..exact(10) }).contains("--chunk"));
-    let per_head = |layers, heads| AttentionChoice::PerHead(vec![vec![Pattern::Dense; heads]; layers]);
+    let per_head =
+        |layers, heads| AttentionChoice::PerHead(PatternTable::any_length(vec![vec![Pattern::Dense; heads]; layers]));
     assert!(refused(SessionOptions { attention: per_head(3, 4), ..exact(10) }).contains("3 layers"));
-    assert!(refused(SessionOptions { attention: per_head(2, 5), ..exact(10) }).contains("layer 0"));
+    assert!(refused(SessionOptions { attention: per_head(2, 5), ..exact(10) }).contains("of 5 query heads"));
     let useless = AttentionChoice::Uniform(Pattern::BlockSparse { blocks: 0 });
     assert!(refused(SessionOptions { attention: useless, ..exact(10) }).contains("block"));
 
@@ -273,28 +275,38 @@ fn files_that_do_not_fit_their_configuration_are_refused() {
 }
 
 #[test]
-fn captured_queries_and_keys_are_those_attention_sees() {
+fn visited_layers_show_what_attention_sees() {
     let model = model("qwen3");
-    let (heads, kv_heads, dim) = (model.config.heads, model.config.kv_heads, model.config.head_dim);
-    let ids = prompt(80, model.config.vocab);
-    let never = AtomicBool::new(false);
+    let (layers, dim) = (model.config.layers, model.config.head_dim);
+    let (ids, never) = (prompt(80, model.config.vocab), AtomicBool::new(false));
     let mut session = Session::new(&model, exact(80)).unwrap();
-    let first = session.capture(&ids, 0, &mut |_| {}, &never).unwrap();
-    assert!(session.is_empty());
-    assert_eq!((first.rows, first.q.len(), first.k.len()), (80, 80 * heads * dim, 80 * kv_heads * dim));
-    // At position 0 nothing is rotated, and Qwen3 normalises: the root mean square of a key is that of the norm's weights times unit
-    // components. A rotation keeps lengths, so keys of equal tokens at other positions are as long.
-    let length = |row: usize, head: usize| {
-        first.k[(row * kv_heads + head) * dim..][..dim].iter().map(|x| x * x).sum::<f32>().sqrt()
+    let mut visit = |ids: &[u32], last: usize| {
+        let mut heads = vec![];
+        let mut look = |layer: LayerAttention<'_>| {
+            assert_eq!((layer.layer, layer.rows()), (heads.len(), ids.len()));
+            heads.push(layer.head(model.config.heads - 1)?);
+            Ok(if layer.layer == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        session.visit_layers(ids, &mut look, &mut |_| {}, &never).unwrap();
+        assert!(session.is_empty());
+        heads
     };
+    let heads = visit(&ids, layers);
+    assert_eq!(heads.len(), layers);
+    let (q, k) = &heads[0];
+    assert_eq!((q.len(), k.len()), (80 * dim, 80 * dim));
+    // Qwen3 normalises keys, and a rotation keeps lengths: keys of equal tokens at different positions are as long in layer 0.
+    let length = |row: usize| k[row * dim..][..dim].iter().map(|x| x * x).sum::<f32>().sqrt();
     let repeated = (1..80).find(|&row| ids[..row].contains(&ids[row])).unwrap();
     let original = ids.iter().position(|id| *id == ids[repeated]).unwrap();
-    assert!((length(repeated, 1) - length(original, 1)).abs() < 1e-4);
-    // A later layer needs the earlier ones' attention; a prefix of the prompt has the same queries.
-    let second = session.capture(&ids, 1, &mut |_| {}, &never).unwrap();
-    let prefix = session.capture(&ids[..50], 1, &mut |_| {}, &never).unwrap();
-    assert!(difference(&prefix.q, &second.q[..prefix.q.len()]) < 1e-4);
-    assert!(session.capture(&ids, 2, &mut |_| {}, &never).unwrap_err().to_string().contains("layer 2 of 2"));
+    assert!((length(repeated) - length(original)).abs() < 1e-4);
+    // A later layer needs the earlier ones' attention; a prefix of the prompt has the same queries. A visit can end early.
+    let prefix = visit(&ids[..50], 1);
+    assert_eq!(prefix.len(), 2);
+    assert!(difference(&prefix[1].0, &heads[1].0[..50 * dim]) < 1e-4);
+    // The session reads as if nothing had been visited.
     read(&mut session, &ids).unwrap();
     assert!(difference(&logits_of(&model, exact(80), &ids), session.logits()) < 2e-5);
+    let used = session.visit_layers(&ids, &mut |_| Ok(ControlFlow::Continue(())), &mut |_| {}, &never);
+    assert!(used.unwrap_err().to_string().contains("empty session"));
 }

@@ -38,6 +38,13 @@ pub(crate) struct Call<'a, T> {
     pub window: Option<usize>,
 }
 
+impl<T> Call<'_, T> {
+    /// Whether the caller asked to stop.
+    pub fn stopped(&self) -> bool {
+        self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+    }
+}
+
 /// Computes output and log-sum-exp of the query heads `first_head ..`, one an index. `lse` is `[query heads][rows]`.
 pub(crate) fn attend<T: Element>(
     call: &Call<'_, T>,
@@ -56,10 +63,9 @@ pub(crate) fn attend<T: Element>(
     let (row_stride, head_stride, dim) = (out.row_stride, out.head_stride, out.dim);
     let out = Shared(out.data.as_mut_ptr());
     let lse = Shared(lse.as_mut_ptr());
-    let stopped = || call.cancel.is_some_and(|c| c.load(Ordering::Relaxed));
     let scratch = || (Panel::new(call.isa, TILE.queries, q.dim()).with_window(call.window), Vec::new());
     tasks.par_iter().with_max_len(1).for_each_init(scratch, |(panel, columns), &(i, tile)| {
-        if stopped() {
+        if call.stopped() {
             return;
         }
         let head = first_head + i;
@@ -73,11 +79,11 @@ pub(crate) fn attend<T: Element>(
             lse[0] = panel.lse(lane);
         }
     });
-    if stopped() { Err(Error::Cancelled) } else { Ok(()) }
+    if call.stopped() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 /// Leaves output and log-sum-exp of query tile `tile` in `panel`.
-fn attend_tile<T: Element>(
+pub(crate) fn attend_tile<T: Element>(
     call: &Call<'_, T>,
     panel: &mut Panel,
     columns: &mut Vec<usize>,

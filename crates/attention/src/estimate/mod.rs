@@ -5,6 +5,8 @@ mod block_sparse;
 pub(crate) mod last_queries;
 mod vertical_slash;
 
+use std::cell::OnceCell;
+
 use crate::cpu::prefill::Call;
 use crate::index::{SparseIndex, TileShape};
 use crate::{Element, Pattern};
@@ -12,19 +14,33 @@ use crate::{Element, Pattern};
 pub use last_queries::LastQueryMass;
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_DIAGONALS, LAST_QUERIES};
 
-/// Builds the index of query head `head` for `pattern`, in tiles of `shape`.
-pub(crate) fn estimate<T: Element>(call: &Call<'_, T>, pattern: Pattern, head: usize, shape: TileShape) -> SparseIndex {
-    let Call { isa, q, ref cache, scale, window, .. } = *call;
-    let (rows, start) = (q.rows(), cache.k.rows() - q.rows());
-    match pattern {
-        Pattern::Dense => dense(start, rows, window, shape),
-        Pattern::AShape { sink, local } => a_shape(start, rows, sink, local, shape),
-        Pattern::TriShape { sink, local, last } => a_shape(start, rows, sink, local, shape).with_dense_tail(last),
-        Pattern::VerticalSlash { vertical, slash, budget } => {
-            let mass = LastQueryMass::measure(isa, q, cache, head, scale, window, LAST_QUERIES);
-            vertical_slash::choose(&mass, start, rows, vertical, slash, budget, shape)
+/// Builds the indexes of one query head. What several patterns start from is measured once.
+pub(crate) struct Estimator<'c, 'a, T> {
+    call: &'c Call<'a, T>,
+    head: usize,
+    mass: OnceCell<LastQueryMass>,
+}
+
+impl<'c, 'a, T: Element> Estimator<'c, 'a, T> {
+    pub fn new(call: &'c Call<'a, T>, head: usize) -> Self {
+        Self { call, head, mass: OnceCell::new() }
+    }
+
+    /// The index of `pattern`, in tiles of `shape`.
+    pub fn index(&self, pattern: Pattern, shape: TileShape) -> SparseIndex {
+        let Call { isa, q, ref cache, scale, window, .. } = *self.call;
+        let (rows, start) = (q.rows(), cache.k.rows() - q.rows());
+        match pattern {
+            Pattern::Dense => dense(start, rows, window, shape),
+            Pattern::AShape { sink, local } => a_shape(start, rows, sink, local, shape),
+            Pattern::TriShape { sink, local, last } => a_shape(start, rows, sink, local, shape).with_dense_tail(last),
+            Pattern::VerticalSlash { vertical, slash, budget } => {
+                let measure = || LastQueryMass::measure(isa, q, cache, self.head, scale, window, LAST_QUERIES);
+                let mass = self.mass.get_or_init(measure);
+                vertical_slash::choose(mass, start, rows, vertical, slash, budget, shape)
+            }
+            Pattern::BlockSparse { blocks } => block_sparse::choose(isa, q, cache.k, self.head, blocks, shape),
         }
-        Pattern::BlockSparse { blocks } => block_sparse::choose(isa, q, cache.k, head, blocks, shape),
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use speedread_attention::{FORMS, Pattern, PatternFile};
-use speedread_engine::config::ModelConfig;
 use speedread_engine::kv_cache::KvType;
+use speedread_engine::model::Model;
 use speedread_engine::rope::RopeScaling;
 use speedread_engine::sampler::SamplerOptions;
 use speedread_engine::session::{AttentionChoice, Precision, SessionOptions};
@@ -118,7 +118,7 @@ pub struct PrefillArgs {
     /// vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES or block-sparse:BLOCKS
     #[arg(long, value_name = "PATTERN", default_value = "auto", value_parser = parse_attention)]
     pub attention: Attention,
-    /// Pattern of every layer and head, in MInference's JSON format; replaces --attention
+    /// Pattern of every layer and head, as `speedread calibrate` or MInference writes them; replaces --attention
     #[arg(long, value_name = "FILE", conflicts_with = "attention")]
     pub patterns: Option<PathBuf>,
     /// Run every head's pattern even where dense attention would cost no more
@@ -165,11 +165,12 @@ const AUDIT_ROWS: usize = 64;
 
 impl PrefillArgs {
     /// Session options for `context` tokens.
-    pub fn session(&self, config: &ModelConfig, context: usize) -> anyhow::Result<SessionOptions> {
+    pub fn session(&self, model: &Model, context: usize) -> anyhow::Result<SessionOptions> {
         let attention = match (&self.patterns, self.attention) {
             (Some(path), _) => {
-                let patterns = PatternFile::read(path)?.patterns(config.layers, config.heads);
-                AttentionChoice::PerHead(patterns.with_context(|| path.display().to_string())?)
+                let (layers, heads) = (model.config.layers, model.config.heads);
+                let table = PatternFile::read(path)?.table(layers, heads, &model.fingerprint());
+                AttentionChoice::PerHead(table.with_context(|| path.display().to_string())?)
             }
             (None, Attention::Auto) => AttentionChoice::Auto,
             (None, Attention::Pattern(Pattern::Dense)) => AttentionChoice::Dense,

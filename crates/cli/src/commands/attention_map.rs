@@ -1,10 +1,12 @@
 //! `speedread inspect --attention-map`: where a head's attention goes, and which keys its index keeps.
 
+use std::ops::ControlFlow;
+
 use anyhow::{Context, bail};
 use serde_json::json;
 use speedread_attention::{Options, Pattern, Rows, SparseIndex, build_indexes};
 use speedread_engine::model::Model;
-use speedread_engine::session::{AttentionChoice, Captured, Session};
+use speedread_engine::session::{AttentionChoice, Session};
 
 use crate::args::InspectArgs;
 use crate::canvas::{Canvas, Color, TEXT_HEIGHT};
@@ -33,25 +35,34 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     let text = input::join(&input::gather(&args.input.files)?);
     let encode = |text: &str| Ok(model.tokenizer.encode(text, false)?);
     let prompt = prompt::fit(model, &text, 1, args.input.truncate, encode)?;
-    let mut options = args.prefill.session(config, prompt.ids.len() + 1)?;
+    let mut options = args.prefill.session(model, prompt.ids.len() + 1)?;
     options.chunk = None;
     let pattern = match &options.attention {
         AttentionChoice::Dense => Pattern::Dense,
         AttentionChoice::Auto => Pattern::default_for(prompt.ids.len()),
         AttentionChoice::Uniform(pattern) => *pattern,
-        AttentionChoice::PerHead(layers) => layers[layer][head],
+        AttentionChoice::PerHead(table) => table.for_tokens(prompt.ids.len())[layer][head],
     };
     let mut session = Session::new(model, options)?;
     let progress = bar(prompt.ids.len() as u64, "reading {bar:32} {pos}/{len} tokens  {per_sec}  {eta} left");
-    let captured = session.capture(
+    let mut rows = None;
+    let visited = session.visit_layers(
         &prompt.ids,
-        layer,
+        &mut |visited| {
+            if visited.layer < layer {
+                return Ok(ControlFlow::Continue(()));
+            }
+            rows = Some(visited.head(head)?);
+            Ok(ControlFlow::Break(()))
+        },
         &mut |p| progress.set_position((p.done_fraction * prompt.ids.len() as f64) as u64),
         interrupt.flag(),
     );
     progress.finish_and_clear();
-    let captured = captured?;
-    let picture = Picture::new(&captured, head, pattern)?;
+    visited?;
+    let (q, k) = rows.context("the layer was not reached")?;
+    let view = |rows| Rows::contiguous(rows, prompt.ids.len(), 1, config.head_dim);
+    let picture = Picture::new(view(&q)?, view(&k)?, pattern)?;
     let title = format!(
         "layer {layer} head {head}: {} tokens, {pattern}, {:.1} % of dense attention, {:.2} % of its mass kept",
         prompt.ids.len(),
@@ -84,15 +95,9 @@ struct Picture {
 }
 
 impl Picture {
-    fn new(captured: &Captured, head: usize, pattern: Pattern) -> anyhow::Result<Self> {
-        let (n, dim, group) = (captured.rows, captured.dim, captured.heads / captured.kv_heads);
-        let q = Rows::contiguous(&captured.q, n, captured.heads, dim)?;
-        let k = Rows::contiguous(&captured.k, n, captured.kv_heads, dim)?;
-        // The one head alone, as the index builder sees it.
-        let own =
-            |rows: Rows<'_, f32>, head: usize| (0..n).flat_map(|r| rows.row(r, head).to_vec()).collect::<Vec<f32>>();
-        let (q, k) = (own(q, head), own(k, head / group));
-        let (q, k) = (Rows::contiguous(&q, n, 1, dim)?, Rows::contiguous(&k, n, 1, dim)?);
+    /// Of the queries and keys of one head.
+    fn new(q: Rows<'_, f32>, k: Rows<'_, f32>, pattern: Pattern) -> anyhow::Result<Self> {
+        let n = q.rows();
         let options = Options { dense_fallback: false, ..Options::default() };
         let index = build_indexes(q, k, &[pattern], &options)?.pop().context("one head, one index")?;
         let side = SIDE.min(n);
@@ -193,14 +198,14 @@ mod tests {
     fn a_dense_head_keeps_everything() {
         let (rows, dim) = (100, 8);
         let q: Vec<f32> = (0..rows * dim).map(|i| ((i * 37) % 11) as f32 / 5.0 - 1.0).collect();
-        let captured = Captured { rows, heads: 1, kv_heads: 1, dim, k: q.clone(), q };
-        let picture = Picture::new(&captured, 0, Pattern::Dense).unwrap();
+        let rows = Rows::contiguous(&q, rows, 1, dim).unwrap();
+        let picture = Picture::new(rows, rows, Pattern::Dense).unwrap();
         assert!((picture.recall - 1.0).abs() < 1e-9 && picture.density == 1.0);
         // Every line's attention adds up.
         for line in picture.mass.chunks(picture.side) {
             assert!((line.iter().sum::<f64>() - 1.0).abs() < 1e-9);
         }
-        let narrow = Picture::new(&captured, 0, Pattern::AShape { sink: 1, local: 1 }).unwrap();
+        let narrow = Picture::new(rows, rows, Pattern::AShape { sink: 1, local: 1 }).unwrap();
         assert!(narrow.recall < 0.999);
     }
 }

@@ -73,7 +73,7 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         plot(&rows, path)?;
     }
     if args.json {
-        let options = args.prefill.session(&model.config, longest)?;
+        let options = args.prefill.session(&model, longest)?;
         output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": model.path(),
@@ -111,7 +111,7 @@ fn tokens(model: &Model, files: &[String], count: usize) -> anyhow::Result<Vec<u
 
 /// Runs both settings by turns, so that a change of the machine's speed hits both.
 fn measure(model: &Model, args: &BenchArgs, ids: &[u32], interrupt: &Interrupt) -> anyhow::Result<Row> {
-    let options = args.prefill.session(&model.config, ids.len())?;
+    let options = args.prefill.session(model, ids.len())?;
     let dense = speedread_engine::session::SessionOptions { attention: AttentionChoice::Dense, ..options.clone() };
     let mut best: [Option<Run>; 2] = [None, None];
     for _ in 0..args.repeat.get() {

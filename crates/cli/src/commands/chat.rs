@@ -46,7 +46,7 @@ pub fn run(args: ChatArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let context = args.context.map_or(of_text + TALK_TOKENS, |n| n.get()).min(model.config.context);
     let sampler_options = args.sampling.options();
     let mut sampler = Sampler::new(sampler_options)?;
-    let mut session = Session::new(&model, args.prefill.session(&model.config, context)?)?;
+    let mut session = Session::new(&model, args.prefill.session(&model, context)?)?;
     // Ids in the cache, to find what a new turn adds.
     let mut read: Vec<u32> = vec![];
     let person = std::io::stdin().is_terminal();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use speedread_attention::PatternFile;
+use speedread_attention::{Pattern, PatternFile};
 use speedread_engine::memory::{self, MemoryPlan};
 
 use super::attention_map;
@@ -18,7 +18,7 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     }
     let facts = model.facts();
     let context = args.context.map_or(facts.context, |n| n.get());
-    let mut options = args.prefill.session(&model.config, context)?;
+    let mut options = args.prefill.session(&model, context)?;
     let patterns = args.prefill.patterns.as_deref().map(PatternFile::read).transpose()?;
     let whole = MemoryPlan::new(&model.config, model.weight_bytes(), &options);
     options.chunk = options.chunk.or(Some(4096.min(context)));
@@ -41,7 +41,9 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
                 "context": context, "available_bytes": available,
                 "plans": [plan(&whole, whole_chunk), plan(&chunked, chunk)],
             },
-            "patterns": patterns.as_ref().map(tally).map(Value::Object),
+            "patterns": patterns.as_ref().map(|file| file.by_length().into_iter().map(|(tokens, layers)| {
+                json!({ "tokens": tokens, "heads": tally(&layers) })
+            }).collect::<Vec<_>>()),
         }));
     }
     println!("{}", model.path().display());
@@ -68,9 +70,10 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     if let Some(available) = available {
         println!("  available now: {}", memory::bytes(available));
     }
-    if let Some(file) = &patterns {
-        println!("\npatterns of {} layers x {} heads", file.layers.len(), file.layers[0].len());
-        for (pattern, count) in tally(file) {
+    for (tokens, layers) in patterns.iter().flat_map(PatternFile::by_length) {
+        let prompts = tokens.map(|tokens| format!(", prompts of {tokens} tokens")).unwrap_or_default();
+        println!("\npatterns of {} layers x {} heads{prompts}", layers.len(), layers[0].len());
+        for (pattern, count) in tally(&layers) {
             println!("  {count:>6}  {pattern}");
         }
     }
@@ -78,10 +81,10 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
 }
 
 /// How many heads have each pattern.
-fn tally(file: &PatternFile) -> Map<String, Value> {
+fn tally(layers: &[Vec<Pattern>]) -> Map<String, Value> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    for head in file.layers.iter().flatten() {
-        *counts.entry(head.pattern.to_string()).or_default() += 1;
+    for pattern in layers.iter().flatten() {
+        *counts.entry(pattern.to_string()).or_default() += 1;
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

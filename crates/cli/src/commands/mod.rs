@@ -34,7 +34,7 @@ fn answer(
     }
     let room = model.config.context - prompt.ids.len();
     let max_tokens = sampling.max_tokens.get().min(room);
-    let options = prefill_args.session(&model.config, prompt.ids.len() + max_tokens)?;
+    let options = prefill_args.session(model, prompt.ids.len() + max_tokens)?;
     let sampler_options = sampling.options();
     let mut sampler = Sampler::new(sampler_options)?;
     let mut session = Session::new(model, options)?;

@@ -6,7 +6,7 @@
 
 mod weights;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -88,8 +88,12 @@ pub(crate) struct Seconds {
     pub other: f64,
 }
 
+/// Called before the attention of each layer, with the layer's queries and the cache that holds its keys and values; may end the pass.
+pub(crate) type BeforeAttention<'a, B> =
+    &'a mut dyn FnMut(usize, &<B as Backend>::Buffer, &<B as Backend>::Cache) -> Result<ControlFlow<()>>;
+
 /// What a pass over a chunk needs besides its ids.
-pub(crate) struct Pass<'a> {
+pub(crate) struct Pass<'a, B: Backend> {
     /// Position of the first id.
     pub start: usize,
     /// Frequencies of the rotary embedding, and the factor on cosines and sines.
@@ -98,8 +102,8 @@ pub(crate) struct Pass<'a> {
     pub patterns: &'a dyn Fn(usize) -> &'a [Pattern],
     /// Options of attention; its cancel flag stops the pass between blocks too.
     pub options: Options<'a>,
-    /// Stop before the attention of this layer: its queries are then in the workspace, its keys and values in the cache.
-    pub stop_before_attention: Option<usize>,
+    /// Looks at what attention is about to see.
+    pub before_attention: BeforeAttention<'a, B>,
     /// Called with the share of the layers that is done.
     pub observe: &'a mut dyn FnMut(f64),
 }
@@ -145,6 +149,11 @@ impl<B: Backend> Decoder<B> {
         self.weights.bytes
     }
 
+    /// Hash of the norms' weights.
+    pub(crate) fn norms_hash(&self) -> &[u8; 32] {
+        &self.weights.norms_hash
+    }
+
     /// Number of weights in matrices.
     pub(crate) fn parameters(&self) -> u64 {
         self.weights.parameters
@@ -157,7 +166,7 @@ impl<B: Backend> Decoder<B> {
         work: &mut Workspace<B>,
         cache: &mut B::Cache,
         ids: &[u32],
-        pass: Pass<'_>,
+        pass: Pass<'_, B>,
     ) -> Result<PassReport> {
         let rows = ids.len();
         let most = block_rows(&self.config, rows);
@@ -173,7 +182,9 @@ impl<B: Backend> Decoder<B> {
                 check(cancel)?;
                 self.project(backend, work, cache, n, block, pass.start, seconds, &mut clock)?;
             }
-            if pass.stop_before_attention == Some(n) {
+            let flow = (pass.before_attention)(n, &work.q, cache)?;
+            clock.lap(&mut seconds.other);
+            if flow.is_break() {
                 break;
             }
             let options = Options { window: self.config.window(n), ..pass.options };

@@ -6,6 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
+use sha2::{Digest, Sha256};
+
 use crate::backend::Backend;
 use crate::config::{ModelConfig, Naming};
 use crate::weights::{Matrix, Weights};
@@ -38,6 +40,8 @@ pub(crate) struct DecoderWeights<B: Backend> {
     pub bytes: u64,
     /// Their elements.
     pub parameters: u64,
+    /// Hash of the norms' weights: they tell models apart and are the same in every quantisation of one.
+    pub norms_hash: [u8; 32],
 }
 
 /// Names of a part: GGUF's and Hugging Face's.
@@ -71,6 +75,7 @@ struct Loader<'a, B> {
     used: RefCell<HashSet<String>>,
     bytes: Cell<u64>,
     parameters: Cell<u64>,
+    norms: RefCell<Sha256>,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -116,7 +121,10 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn norm(&self, layer: Option<usize>, part: Part, len: usize) -> Result<B::Vector> {
-        self.backend.upload_vector(self.values(self.name(layer, part, "weight"), len)?)
+        let values = self.values(self.name(layer, part, "weight"), len)?;
+        let mut hash = self.norms.borrow_mut();
+        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        self.backend.upload_vector(values)
     }
 
     fn optional_norm(&self, wanted: bool, layer: usize, part: Part, len: usize) -> Result<Option<B::Vector>> {
@@ -213,6 +221,7 @@ impl<B: Backend> DecoderWeights<B> {
             used: RefCell::default(),
             bytes: Cell::new(0),
             parameters: Cell::new(0),
+            norms: RefCell::default(),
         };
         let (vocab, hidden) = (config.vocab, config.hidden);
         let tied = config.tied_embeddings.unwrap_or_else(|| !loader.has(None, OUTPUT));
@@ -225,6 +234,15 @@ impl<B: Backend> DecoderWeights<B> {
         let norm = loader.norm(None, NORM, hidden)?;
         loader.refuse_leftovers(tied)?;
         let (bytes, parameters) = (loader.bytes.get(), loader.parameters.get());
-        Ok(Self { embedding: backend.upload_linear(embedding, None)?, layers, norm, output, bytes, parameters })
+        let norms_hash = loader.norms.take().finalize().into();
+        Ok(Self {
+            embedding: backend.upload_linear(embedding, None)?,
+            layers,
+            norm,
+            output,
+            bytes,
+            parameters,
+            norms_hash,
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Pattern files: the pattern of every query head of every layer, in MInference's JSON format.
+//! MInference's JSON format: the pattern of every query head of every layer.
 //!
 //! ```json
 //! [ { "0": ["vertical_and_slash", 1000, 6096, 0.98], "1": ["stream_llm", 100, 800, 0.95] }, ... ]
@@ -7,8 +7,6 @@
 //! A list of layers; each maps the query head to `[type, a, b, score]`. `a` and `b` are columns and diagonals for `vertical_and_slash`,
 //! sink and local keys for `stream_llm` (A-shape), and blocks (the second number is not used) for `block_sparse`. The score is what
 //! the search measured; it is kept, not used.
-
-use std::path::Path;
 
 use serde_json::{Map, Number, Value, json};
 
@@ -25,30 +23,30 @@ pub struct HeadEntry {
     pub score: Number,
 }
 
+impl HeadEntry {
+    /// An entry with what a search measured.
+    pub fn new(pattern: Pattern, score: Number) -> Self {
+        Self { pattern, unused: 0, score }
+    }
+}
+
 /// The patterns of a model's heads: `layers[layer][query head]`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PatternFile {
+pub struct MInferenceFile {
     /// One list of query heads a layer.
     pub layers: Vec<Vec<HeadEntry>>,
 }
 
-impl PatternFile {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// [`Error::File`] when it cannot be read, is not JSON or not of this format; names the layer and the head.
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        let fault = |what: String| Error::File { path: path.to_owned(), what };
-        let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
-        Self::parse(&text).map_err(|e| fault(e.to_string()))
-    }
-
+impl MInferenceFile {
     /// Reads the text of a file.
     ///
     /// # Errors
     /// [`Error::Pattern`]; names the layer and the head.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let value: Value = serde_json::from_str(text).map_err(|e| Error::Pattern(format!("not JSON: {e}")))?;
+        Self::from_value(&super::json(text)?)
+    }
+
+    pub(super) fn from_value(value: &Value) -> Result<Self, Error> {
         let layers = value.as_array().ok_or_else(|| Error::Pattern("not a list of layers".into()))?;
         if layers.is_empty() {
             return Err(Error::Pattern("the list of layers is empty".into()));
@@ -62,7 +60,7 @@ impl PatternFile {
                 layers[0].len()
             )));
         }
-        Ok(PatternFile { layers })
+        Ok(MInferenceFile { layers })
     }
 
     /// The file's JSON.
@@ -90,18 +88,9 @@ impl PatternFile {
         self.layers.iter().enumerate().map(layer).collect()
     }
 
-    /// The patterns alone, `[layer][query head]`, checked against a model's shape.
-    ///
-    /// # Errors
-    /// [`Error::Pattern`] when the file is of a model with other layers or heads.
-    pub fn patterns(&self, layers: usize, heads: usize) -> Result<Vec<Vec<Pattern>>, Error> {
-        let (has_layers, has_heads) = (self.layers.len(), self.layers[0].len());
-        if (has_layers, has_heads) != (layers, heads) {
-            return Err(Error::Pattern(format!(
-                "the pattern file is for {has_layers} layers of {has_heads} query heads, the model has {layers} of {heads}"
-            )));
-        }
-        Ok(self.layers.iter().map(|heads| heads.iter().map(|entry| entry.pattern).collect()).collect())
+    /// The patterns alone, `[layer][query head]`.
+    pub fn patterns(&self) -> Vec<Vec<Pattern>> {
+        self.layers.iter().map(|heads| heads.iter().map(|entry| entry.pattern).collect()).collect()
     }
 }
 
@@ -150,12 +139,10 @@ mod tests {
     fn round_trips() {
         let text = r#"[{"1":["stream_llm",100,800,0.25],"0":["vertical_and_slash",1000,6096,14994473]},
                        {"0":["block_sparse",100,7,1.0],"1":["vertical_and_slash",30,800,0.9972315430641174]}]"#;
-        let file = PatternFile::parse(text).unwrap();
+        let file = MInferenceFile::parse(text).unwrap();
         assert_eq!(file.layers[0][1].pattern, Pattern::AShape { sink: 100, local: 800 });
         assert_eq!(file.to_json().unwrap(), serde_json::from_str::<Value>(text).unwrap());
-        assert!(file.patterns(2, 2).is_ok());
-        let wrong = file.patterns(2, 3).unwrap_err().to_string();
-        assert!(wrong.contains("2 layers of 2") && wrong.contains("2 of 3"), "{wrong}");
+        assert_eq!(file.patterns()[1][0], Pattern::BlockSparse { blocks: 100 });
     }
 
     #[test]
@@ -179,7 +166,7 @@ mod tests {
                 "layer 1 has 2 heads",
             ),
         ] {
-            let error = PatternFile::parse(text).unwrap_err().to_string();
+            let error = MInferenceFile::parse(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text}: {error}");
         }
     }
@@ -194,8 +181,8 @@ mod tests {
         let mut count = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            let file = PatternFile::read(&path).unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
+            let file = MInferenceFile::parse(&text).unwrap();
             assert_eq!(file.to_json().unwrap(), serde_json::from_str::<Value>(&text).unwrap(), "{}", path.display());
             count += 1;
         }
