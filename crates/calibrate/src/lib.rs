@@ -1,0 +1,416 @@
+//! MInference's offline search (arXiv 2407.02490, section 3.2 and algorithm 1): which sparse pattern serves each head of a model best.
+//!
+//! ```text
+//! texts --dense prefill, layer by layer--> Q, K, V of every head
+//!   menu of candidates at a ladder of times   (menu, kernel_times: the kernel is timed on this device)
+//!   error of each candidate's attention output, recall, tiles   (measure; speedread_attention::compare)
+//!   one choice a head: per head at equal time, or all heads under one budget   (choose)
+//!   the chosen patterns, and others to compare with, on texts the search has not seen   (held_out)
+//! --> pattern file
+//! ```
+//!
+//! Three things differ from the original: the error is that of the attention *output*, so values count; a candidate's cost is the kernel's
+//! time, not a number of lines; and several texts and prompt lengths are searched.
+
+mod choose;
+mod held_out;
+mod kernel_times;
+mod measure;
+mod menu;
+mod target;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use speedread_attention::compare::Deviation;
+use speedread_attention::pattern_file::minference::{HeadEntry, MInferenceFile};
+use speedread_attention::pattern_file::searched::{ModelTag, SearchedFile, SearchedHead, SearchedLength};
+use speedread_attention::{Pattern, PatternFile};
+use speedread_engine::model::Model;
+use speedread_engine::session::{AttentionChoice, Session, SessionOptions};
+use speedread_engine::{Error, Result};
+
+use choose::{Choice, Limit};
+pub use held_out::Comparison;
+pub use kernel_times::{KernelTimes, Shape};
+use measure::{Journal, LayerMeasures};
+pub use menu::{Family, Lines};
+pub use target::{Objective, Search, Target};
+
+/// A text and the tokens it has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Text {
+    /// What to call it.
+    pub name: String,
+    /// Its tokens.
+    pub ids: Vec<u32>,
+}
+
+/// How far a search is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress<'a> {
+    /// What it does.
+    pub stage: &'static str,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// The text at work.
+    pub text: &'a str,
+    /// Layers of it that are done.
+    pub done: usize,
+    /// Layers it has.
+    pub of: usize,
+}
+
+/// What to search, and how.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Texts to measure on; the first tokens of each are the prompt.
+    pub texts: Vec<Text>,
+    /// Texts to compare the found patterns on.
+    pub held_out: Vec<Text>,
+    /// Prompt lengths in tokens, ascending.
+    pub lengths: Vec<usize>,
+    /// Cache type and precision; what else they say is not used.
+    pub options: SessionOptions,
+    /// What to spend, or to lose.
+    pub target: Target,
+    /// One budget for all heads, or the same for each.
+    pub search: Search,
+    /// What an error over several texts is.
+    pub objective: Objective,
+    /// Whether budgets count tiles, or lines as MInference's format does.
+    pub lines: Lines,
+    /// Compare searches of one family alone, and indexes of another prompt, too.
+    pub ablate: bool,
+    /// Query tiles per head that errors are measured on.
+    pub query_tiles: usize,
+    /// The device, in words: kernel times are kept under it.
+    pub device: &'a str,
+    /// File of kernel times.
+    pub times: &'a Path,
+    /// File of the layers that are measured; it goes when the search is done.
+    pub journal: &'a Path,
+}
+
+/// What was found for one prompt length.
+#[derive(Debug, Clone, Serialize)]
+pub struct LengthResult {
+    /// Tokens of the prompts.
+    pub tokens: usize,
+    /// Times that costs come from.
+    pub kernel_times: KernelTimes,
+    /// Candidates that every head was measured with.
+    pub candidates: usize,
+    /// Heads by the family of their pattern.
+    pub families: Vec<(Family, usize)>,
+    /// Chosen patterns, and other choices, on texts the search has not seen.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// A finished search.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    /// The file to write.
+    pub file: PatternFile,
+    /// What was measured of each head's choice, by length: `[length][layer][head]`.
+    pub heads: Vec<Vec<Vec<SearchedHead>>>,
+    /// By length.
+    pub lengths: Vec<LengthResult>,
+}
+
+impl Calibration {
+    /// The pattern file's text.
+    ///
+    /// # Errors
+    /// [`Error::Attention`] for a pattern that MInference's format cannot express.
+    pub fn to_json(&self) -> Result<String> {
+        let text = match &self.file {
+            PatternFile::MInference(file) => serde_json::to_string_pretty(&file.to_json()?),
+            PatternFile::Searched(file) => serde_json::to_string_pretty(file),
+        };
+        Ok(text.expect("names and numbers are JSON") + "\n")
+    }
+
+    /// Writes the pattern file, wholly or not at all.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        kernel_times::write_whole(path, self.to_json()?.as_bytes())
+    }
+}
+
+/// One length's candidates and what they are judged by.
+struct Plan {
+    tokens: usize,
+    times: KernelTimes,
+    candidates: Vec<Pattern>,
+}
+
+/// Searches.
+///
+/// # Errors
+/// [`Error::Request`] when a text is too short or the request makes no sense, [`Error::Cancelled`] when stopped (the journal then holds what
+/// is done), those of reading and writing the journal and the kernel times, and those of a prefill.
+pub fn calibrate(
+    request: &Request<'_>,
+    observer: &mut dyn FnMut(Progress<'_>),
+    cancel: &AtomicBool,
+) -> Result<Calibration> {
+    check(request)?;
+    let model = request.model;
+    let plans: Vec<Plan> = request.lengths.iter().map(|&tokens| plan(request, tokens)).collect::<Result<_>>()?;
+    let mut journal = Journal::open(request.journal, &identity(request, &plans))?;
+    let (mut heads, mut lengths) = (vec![], vec![]);
+    for plan in &plans {
+        let options = SessionOptions {
+            kv: request.options.kv,
+            precision: request.options.precision,
+            ..SessionOptions::new(plan.tokens)
+        };
+        let mut session = Session::new(model, SessionOptions { attention: AttentionChoice::Dense, ..options })?;
+        let mut texts = vec![];
+        for (number, text) in request.texts.iter().enumerate() {
+            texts.push(measure::measure(
+                &mut session,
+                plan.tokens,
+                number,
+                text,
+                &plan.candidates,
+                request.query_tiles,
+                &mut journal,
+                observer,
+                cancel,
+            )?);
+        }
+        let measured = Measured { request, plan, texts: &texts };
+        let chosen = measured.choose(request.search, &|family| measured.offered(family));
+        let picks = held_out::Picks::new(&measured, &chosen);
+        let comparisons = held_out::compare(&mut session, &measured, &picks, observer, cancel)?;
+        let found = measured.heads(&chosen);
+        lengths.push(LengthResult {
+            tokens: plan.tokens,
+            kernel_times: plan.times,
+            candidates: plan.candidates.len(),
+            families: families(&found),
+            comparisons,
+        });
+        heads.push(found);
+    }
+    let file = file(request, &heads)?;
+    let calibration = Calibration { file, heads, lengths };
+    Ok(calibration)
+}
+
+/// Deletes the journal of a search whose pattern file is written.
+pub fn remove_journal(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+fn check(request: &Request<'_>) -> Result<()> {
+    let refuse = |what: String| Err(Error::Request(what));
+    if request.texts.is_empty() {
+        return refuse("no text to search on".into());
+    }
+    let Some(&longest) = request.lengths.last() else {
+        return refuse("no prompt length to search".into());
+    };
+    if !request.lengths.is_sorted_by(|a, b| a < b) || request.lengths[0] == 0 {
+        return refuse("prompt lengths must ascend from 1 on".into());
+    }
+    if longest > request.model.config.context {
+        return refuse(format!(
+            "prompts of {longest} tokens exceed the model's context of {}; stretch it with --rope-scaling",
+            request.model.config.context
+        ));
+    }
+    if let Some(text) = request.texts.iter().chain(&request.held_out).find(|text| text.ids.len() < longest) {
+        return refuse(format!(
+            "{} has {} tokens, too few for prompts of {longest}: give a longer text or a smaller length",
+            text.name,
+            text.ids.len()
+        ));
+    }
+    if request.query_tiles == 0 {
+        return refuse("errors must be measured on at least one query tile".into());
+    }
+    if request.lines == Lines::Lines && request.lengths.len() > 1 {
+        return refuse("MInference's format holds the patterns of one prompt length only".into());
+    }
+    request.target.check(request.search)
+}
+
+fn plan(request: &Request<'_>, tokens: usize) -> Result<Plan> {
+    let config = &request.model.config;
+    let shape = Shape {
+        tokens,
+        head_dim: config.head_dim,
+        group: config.heads / config.kv_heads,
+        isa: request.options.precision.attention(),
+    };
+    let times = KernelTimes::of_device(request.device, shape, request.times)?;
+    let seconds = |pattern| menu::most_seconds(pattern, tokens, &times);
+    let target = match request.target {
+        Target::Time(share) | Target::Density(share) => share * seconds(Pattern::Dense),
+        Target::Default | Target::Error(_) => seconds(Pattern::default_for(tokens)),
+    };
+    Ok(Plan { tokens, times, candidates: menu::menu(tokens, target, &times, request.lines) })
+}
+
+/// What makes this search's measures differ from another's.
+fn identity(request: &Request<'_>, plans: &[Plan]) -> Value {
+    json!({
+        "speedread": env!("CARGO_PKG_VERSION"),
+        "model": request.model.fingerprint(),
+        "texts": request.texts.iter().map(|text| json!([text.name, hash(text)])).collect::<Vec<_>>(),
+        "kv": request.options.kv.to_string(),
+        "precision": format!("{:?}", request.options.precision),
+        "query_tiles": request.query_tiles,
+        "lengths": plans.iter().map(|plan| json!([plan.tokens, plan.candidates])).collect::<Vec<_>>(),
+    })
+}
+
+/// Hash of a text's tokens.
+fn hash(text: &Text) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    text.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What was measured for one length: `texts[text][layer][head][candidate]`.
+struct Measured<'a> {
+    request: &'a Request<'a>,
+    plan: &'a Plan,
+    texts: &'a [Vec<LayerMeasures>],
+}
+
+impl Measured<'_> {
+    /// Layers, and heads of a layer.
+    fn shape(&self) -> (usize, usize) {
+        (self.texts[0].len(), self.texts[0][0].len())
+    }
+
+    /// What every text says of a head's candidate.
+    fn of(&self, layer: usize, head: usize, candidate: usize) -> impl Iterator<Item = &Deviation> {
+        self.texts.iter().map(move |text| &text[layer][head][candidate])
+    }
+
+    fn mean(&self, layer: usize, head: usize, candidate: usize, of: impl Fn(&Deviation) -> f64) -> f64 {
+        self.of(layer, head, candidate).map(of).sum::<f64>() / self.texts.len() as f64
+    }
+
+    /// Seconds of a head under a candidate, mean over texts.
+    fn seconds(&self, layer: usize, head: usize, candidate: usize) -> f64 {
+        let pattern = self.plan.candidates[candidate];
+        self.mean(layer, head, candidate, |deviation| self.plan.times.head(pattern, deviation.visits))
+    }
+
+    /// Cost of a head under a candidate, in what the target counts.
+    fn cost(&self, layer: usize, head: usize, candidate: usize) -> f64 {
+        match self.request.target {
+            Target::Density(_) => self.mean(layer, head, candidate, |d| (d.visits.runs + d.visits.gathered) as f64),
+            Target::Default | Target::Time(_) | Target::Error(_) => self.seconds(layer, head, candidate),
+        }
+    }
+
+    /// Error of a head under a candidate, relative to the length of its layer's output: what adds up over heads and layers.
+    fn error(&self, layer: usize, head: usize, candidate: usize) -> f64 {
+        let of_text = |text: &Vec<LayerMeasures>| {
+            let energy: f64 = text[layer].iter().map(|head| head[candidate].energy).sum();
+            text[layer][head][candidate].error / energy.max(f64::MIN_POSITIVE)
+        };
+        match self.request.objective {
+            Objective::Mean => self.texts.iter().map(of_text).sum::<f64>() / self.texts.len() as f64,
+            Objective::Worst => self.texts.iter().map(of_text).fold(0.0, f64::max),
+        }
+    }
+
+    /// Whether a search may choose from a family.
+    fn offered(&self, family: Family) -> bool {
+        // MInference's format has no word for dense.
+        family != Family::Dense || self.request.lines == Lines::Tiles
+    }
+
+    /// Chooses a candidate for every head, `[layer][head]`, from the families that `may` serve.
+    fn choose(&self, search: Search, may: &dyn Fn(Family) -> bool) -> Vec<Vec<usize>> {
+        let (layers, heads) = self.shape();
+        let tiles_wanted = self.request.lines == Lines::Tiles;
+        let in_tiles = |p: Pattern| p.to_string().starts_with("vertical-slash-tiles");
+        let open: Vec<usize> = (0..self.plan.candidates.len())
+            .filter(|&c| {
+                let pattern = self.plan.candidates[c];
+                may(Family::of(pattern)) && (tiles_wanted || !in_tiles(pattern))
+            })
+            .collect();
+        let each: Vec<Vec<Choice>> = (0..layers * heads)
+            .map(|at| {
+                let (layer, head) = (at / heads, at % heads);
+                let choice = |&c: &usize| Choice { cost: self.cost(layer, head, c), error: self.error(layer, head, c) };
+                open.iter().map(choice).collect()
+            })
+            .collect();
+        let total =
+            |candidate: usize| (0..layers * heads).map(|at| self.cost(at / heads, at % heads, candidate)).sum::<f64>();
+        // The menu begins with dense and the uniform default.
+        let limit = match self.request.target {
+            Target::Default => Limit::Cost(total(1)),
+            Target::Time(share) | Target::Density(share) => Limit::Cost(share * total(0)),
+            Target::Error(bound) => Limit::Error(bound * layers as f64),
+        };
+        let picks = match (search, limit) {
+            (Search::PerHead, Limit::Cost(most)) => choose::per_head(&each, most / (layers * heads) as f64),
+            _ => choose::global(&each, limit),
+        };
+        picks.chunks(heads).map(|picks| picks.iter().map(|&pick| open[pick]).collect()).collect()
+    }
+
+    /// What was measured of each head's choice.
+    fn heads(&self, chosen: &[Vec<usize>]) -> Vec<Vec<SearchedHead>> {
+        let head = |layer: usize, head: usize, c: usize| SearchedHead {
+            pattern: self.plan.candidates[c],
+            error: self.mean(layer, head, c, |d| d.error / d.energy.max(f64::MIN_POSITIVE)),
+            recall: self.mean(layer, head, c, |d| d.recall.mean),
+            time: self.seconds(layer, head, c) / self.seconds(layer, head, 0),
+        };
+        let of_layer = |(layer, picks): (usize, &Vec<usize>)| {
+            picks.iter().enumerate().map(|(number, &c)| head(layer, number, c)).collect()
+        };
+        chosen.iter().enumerate().map(of_layer).collect()
+    }
+}
+
+fn families(heads: &[Vec<SearchedHead>]) -> Vec<(Family, usize)> {
+    let count = |family| heads.iter().flatten().filter(|head| Family::of(head.pattern) == family).count();
+    Family::ALL.into_iter().map(|family| (family, count(family))).collect()
+}
+
+fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<PatternFile> {
+    if request.lines == Lines::Lines {
+        let entry = |head: &SearchedHead| {
+            let score = serde_json::Number::from_f64(head.recall).unwrap_or_else(|| 0.into());
+            HeadEntry::new(head.pattern, score)
+        };
+        let layers = found[0].iter().map(|heads| heads.iter().map(entry).collect()).collect();
+        return Ok(PatternFile::MInference(MInferenceFile { layers }));
+    }
+    let config = &request.model.config;
+    let model = ModelTag {
+        name: config.name.clone(),
+        fingerprint: request.model.fingerprint(),
+        layers: config.layers,
+        heads: config.heads,
+    };
+    let search = json!({
+        "made_by": concat!("speedread ", env!("CARGO_PKG_VERSION")),
+        "texts": request.texts.iter().map(|text| &text.name).collect::<Vec<_>>(),
+        "target": request.target.to_string(),
+        "search": request.search,
+        "objective": request.objective,
+        "device": request.device,
+    });
+    let lengths = request.lengths.iter().zip(found);
+    let lengths = lengths.map(|(&tokens, layers)| SearchedLength { tokens, layers: layers.clone() }).collect();
+    Ok(PatternFile::Searched(SearchedFile::new(model, search, lengths)?))
+}
