@@ -39,5 +39,5 @@ bench:  ## Time prefill of the default model, dense and sparse side by side
 bench-kernels:  ## Time the attention and linear kernels alone
 	$(CARGO) bench --workspace --locked --benches
 
-report:  ## Write the tables and figures of BENCHMARKS.md from benchmarks/results
+report:  ## Write the tables and figures of BENCHMARKS.md and ACCURACY.md from the recorded results
 	$(PYTHON) benchmarks/report.py

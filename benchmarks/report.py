@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of BENCHMARKS.md and the figures beside them from the recorded results.
+"""Writes the tables of BENCHMARKS.md and ACCURACY.md, and the figures beside them, from the recorded results.
 
     python benchmarks/report.py
 
@@ -11,8 +11,6 @@ import pathlib
 import re
 
 HERE = pathlib.Path(__file__).resolve().parent
-PAGE = HERE.parent / "BENCHMARKS.md"
-
 
 def load(name):
     return json.loads((HERE / "results" / name).read_text())
@@ -113,18 +111,70 @@ def logits():
     return "\n\n".join([table(["model", "weights", "tokens", "our precision", "equal top-1", "mean KL"], rows), recorded(result)])
 
 
+def accuracy(kind):
+    """Recorded results of a kind: name of the file without its ending, and content."""
+    return [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "accuracy").glob(f"{kind}_*.json"))]
+
+
+def searches():
+    parts = []
+    for name, result in accuracy("search"):
+        for length in result["lengths"]:
+            heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
+            minutes = result["seconds"] / 60
+            parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {result['target']}\n\n"
+                         f"{length['candidates']} candidates a head, on {' and '.join(result['texts'])}; {minutes:.1f} minutes on {result['threads']} threads. "
+                         f"Heads: {heads}.")
+            rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2)]
+                    for c in length["comparisons"]]
+            parts.append(table(["patterns", "unseen text", "time", "density", "error", "recall"], rows))
+            parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{name.replace('search_', 'patterns_')}.png)")
+            parts.append(recorded({**result, "cpu": result["device"]}))
+    return "\n\n".join(parts)
+
+
+def ruler():
+    parts = []
+    for name, result in accuracy("ruler"):
+        comparison = result["comparison"]
+        parts.append(f"### {result['model']}, {name.rsplit('_', 1)[1]} tokens, {result['samples_a_task']} samples a task")
+        rows = []
+        for row in comparison["rows"]:
+            cells = [f"{cell['score']:.1f}" for cell in row["cells"]]
+            rows.append([row["task"] or "**mean**", row["samples"], *cells])
+        mean = next((row for row in comparison["rows"] if row["task"] is None), comparison["rows"][-1])
+        interval = lambda drop: "" if drop is None else f"{drop['points']:.1f} ({drop['low']:.1f} to {drop['high']:.1f})"
+        rows.append(["drop against dense, 95 % interval", "", *(interval(cell["drop"]) for cell in mean["cells"])])
+        rows.append(["density", "", *(percent(cell["density"]) for cell in mean["cells"])])
+        parts.append(table(["task", "samples", *comparison["settings"]], rows))
+        parts.append(recorded(result))
+    return "\n\n".join(parts)
+
+
+PAGES = {
+    "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits)],
+    "ACCURACY.md": [("searches", searches), ("ruler", ruler)],
+}
+
+
 def main():
-    page = PAGE.read_text()
-    for name, section in [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits)]:
+    for name, sections in PAGES.items():
+        path = HERE.parent / name
+        path.write_text(fill(name, path.read_text(), sections))
+
+
+def fill(page_name, page, sections):
+    for name, section in sections:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if begin not in page or end not in page:
-            raise SystemExit(f"BENCHMARKS.md has no place for {name}: {begin} ... {end}")
+            raise SystemExit(f"{page_name} has no place for {name}: {begin} ... {end}")
         try:
             text = section()
         except FileNotFoundError as missing:
             text = f"Not recorded yet (`benchmarks/results/{pathlib.Path(missing.filename).name}`)."
+        text = text or "Not recorded yet."
         page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.S)
-    PAGE.write_text(page)
+    return page
 
 
 if __name__ == "__main__":

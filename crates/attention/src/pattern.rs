@@ -46,7 +46,7 @@ pub enum Pattern {
         /// What the two numbers count.
         budget: Budget,
     },
-    /// The key tiles of largest mean-pooled score, chosen per query tile.
+    /// The key tiles of largest mean-pooled score, chosen per query tile. The last 64 queries, which are the user's question, see every key.
     BlockSparse {
         /// Key tiles per query tile; the first tile and the diagonal are always among them.
         blocks: usize,

@@ -33,7 +33,7 @@ pub struct Comparison {
 pub(crate) struct Picks(Vec<(String, Vec<Vec<Pattern>>)>);
 
 impl Picks {
-    /// The found patterns first, then the uniform default, then the other search and, if asked for, each family alone.
+    /// The found patterns first, then the uniform default and its like at the same cost, then the other search and, if asked for, each family alone.
     pub fn new(measured: &Measured<'_>, chosen: &[Vec<usize>]) -> Self {
         let candidates = &measured.plan.candidates;
         let patterns = |picks: &[Vec<usize>]| {
@@ -51,8 +51,11 @@ impl Picks {
         let (layers, heads) = measured.shape();
         let mut picks = vec![
             (name(request.search).to_owned(), patterns(chosen)),
-            ("uniform default".into(), vec![vec![candidates[1]; heads]; layers]),
+            (format!("uniform default, {}", candidates[1]), vec![vec![candidates[1]; heads]; layers]),
         ];
+        if let Some(pattern) = measured.uniform().filter(|&pattern| pattern != candidates[1]) {
+            picks.push((format!("uniform, {pattern}"), vec![vec![pattern; heads]; layers]));
+        }
         if request.target.check(other).is_ok() {
             picks.push((name(other).into(), patterns(&measured.choose(other, &|family| measured.offered(family)))));
         }

@@ -14,8 +14,8 @@ use speedread_attention::index::Visits;
 use speedread_attention::{Budget, Options, Pattern, Rows, RowsMut, build_indexes, prefill};
 use speedread_engine::{Error, Result};
 
-/// Runs of each measurement; the median counts.
-const RUNS: usize = 3;
+/// Rounds of measurement. The fastest run of each pattern counts: whatever else the machine does only adds time.
+const ROUNDS: usize = 5;
 
 /// Seconds, wall clock with all threads.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -77,10 +77,12 @@ impl KernelTimes {
         // Enough tiles of a kind to time them, and not so many that the kinds touch.
         let many = (shape.tokens / 64 / 8).clamp(4, 64);
         let vertical_slash = |vertical, slash| Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles };
-        let band = bench.run(Pattern::AShape { sink: 0, local: many * 64 })?;
-        let windows = bench.run(vertical_slash(1, many))?;
-        let columns = bench.run(vertical_slash(many, 3))?;
-        let blocks = bench.run(Pattern::BlockSparse { blocks: many })?;
+        let [band, windows, columns, blocks] = bench.run([
+            Pattern::AShape { sink: 0, local: many * 64 },
+            vertical_slash(1, many),
+            vertical_slash(many, 3),
+            Pattern::BlockSparse { blocks: many },
+        ])?;
         let (shifted_tile, gathered_tile) = solve(&windows, &columns).unwrap_or_else(|| {
             // A prompt too short to hold both kinds: one time for both.
             let tile = windows.seconds / (windows.visits.runs + windows.visits.gathered) as f64;
@@ -122,6 +124,7 @@ fn solve(a: &Run, b: &Run) -> Option<(f64, f64)> {
 }
 
 /// One pattern, timed.
+#[derive(Debug, Clone, Copy)]
 struct Run {
     seconds: f64,
     index_seconds: f64,
@@ -152,30 +155,30 @@ impl Bench {
         Self { shape, kv_heads, heads, q, k }
     }
 
-    fn run(&self, pattern: Pattern) -> Result<Run> {
+    /// Times patterns by turns, so that a change of the machine's speed hits all of them.
+    fn run<const N: usize>(&self, patterns: [Pattern; N]) -> Result<[Run; N]> {
         let Shape { tokens, head_dim, isa, .. } = self.shape;
         let q = Rows::contiguous(&self.q, tokens, self.heads, head_dim)?;
         let k = Rows::contiguous(&self.k, tokens, self.kv_heads, head_dim)?;
         let options = Options { isa, dense_fallback: false, ..Options::default() };
-        let patterns = vec![pattern; self.heads];
-        let mut visits = Visits::default();
-        for index in build_indexes(q, k, &patterns, &options)? {
-            visits.runs += index.visits().runs;
-            visits.gathered += index.visits().gathered;
+        let none = Run { seconds: f64::INFINITY, index_seconds: f64::INFINITY, visits: Visits::default() };
+        let mut runs = [none; N];
+        for (run, &pattern) in runs.iter_mut().zip(&patterns) {
+            for index in build_indexes(q, k, &vec![pattern; self.heads], &options)? {
+                run.visits.runs += index.visits().runs;
+                run.visits.gathered += index.visits().gathered;
+            }
         }
         let mut out = vec![0.0; self.q.len()];
-        let mut runs = vec![];
-        for _ in 0..RUNS {
-            let out = RowsMut::contiguous(&mut out, tokens, self.heads, head_dim)?;
-            let report = prefill(q, k, k, &patterns, &options, out, None)?;
-            runs.push((report.attention_seconds, report.index_seconds));
+        for _ in 0..ROUNDS {
+            for (run, &pattern) in runs.iter_mut().zip(&patterns) {
+                let out = RowsMut::contiguous(&mut out, tokens, self.heads, head_dim)?;
+                let report = prefill(q, k, k, &vec![pattern; self.heads], &options, out, None)?;
+                run.seconds = run.seconds.min(report.attention_seconds);
+                run.index_seconds = run.index_seconds.min(report.index_seconds);
+            }
         }
-        let median = |of: fn(&(f64, f64)) -> f64| {
-            let mut all: Vec<f64> = runs.iter().map(of).collect();
-            all.sort_by(f64::total_cmp);
-            all[RUNS / 2]
-        };
-        Ok(Run { seconds: median(|run| run.0), index_seconds: median(|run| run.1), visits })
+        Ok(runs)
     }
 }
 
@@ -205,7 +208,11 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         _ => Path::new("."),
     };
     std::fs::create_dir_all(folder).map_err(fault)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fault)?;
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are for their owner alone; this one becomes a file like any other.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(fault)?;
     file.write_all(bytes).map_err(fault)?;
     file.persist(path).map_err(|e| fault(e.error))?;
     Ok(())

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use speedread_attention::compare::Deviation;
 use speedread_attention::pattern_file::minference::{HeadEntry, MInferenceFile};
 use speedread_attention::pattern_file::searched::{ModelTag, SearchedFile, SearchedHead, SearchedLength};
-use speedread_attention::{Pattern, PatternFile};
+use speedread_attention::{Budget, Pattern, PatternFile};
 use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, Session, SessionOptions};
 use speedread_engine::{Error, Result};
@@ -333,6 +333,32 @@ impl Measured<'_> {
         family != Family::Dense || self.request.lines == Lines::Tiles
     }
 
+    /// Cost of all heads under one candidate.
+    fn total_cost(&self, candidate: usize) -> f64 {
+        let (layers, heads) = self.shape();
+        (0..layers * heads).map(|at| self.cost(at / heads, at % heads, candidate)).sum()
+    }
+
+    /// What all heads may cost or lose. The menu begins with dense and the uniform default.
+    fn limit(&self) -> Limit {
+        match self.request.target {
+            Target::Default => Limit::Cost(self.total_cost(1)),
+            Target::Time(share) | Target::Density(share) => Limit::Cost(share * self.total_cost(0)),
+            Target::Error(bound) => Limit::Error(bound * self.shape().0 as f64),
+        }
+    }
+
+    /// The pattern of the uniform default's kind, the same for every head, that costs most within the limit: what a search must beat.
+    fn uniform(&self) -> Option<Pattern> {
+        let Limit::Cost(most) = self.limit() else { return None };
+        let alike = |pattern: Pattern| matches!(pattern, Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } if vertical.abs_diff(slash) <= 1);
+        let candidates = 0..self.plan.candidates.len();
+        let affordable = candidates.filter(|&c| alike(self.plan.candidates[c]) && self.total_cost(c) <= most);
+        affordable
+            .max_by(|&a, &b| self.total_cost(a).total_cmp(&self.total_cost(b)))
+            .map(|candidate| self.plan.candidates[candidate])
+    }
+
     /// Chooses a candidate for every head, `[layer][head]`, from the families that `may` serve.
     fn choose(&self, search: Search, may: &dyn Fn(Family) -> bool) -> Vec<Vec<usize>> {
         let (layers, heads) = self.shape();
@@ -351,14 +377,7 @@ impl Measured<'_> {
                 open.iter().map(choice).collect()
             })
             .collect();
-        let total =
-            |candidate: usize| (0..layers * heads).map(|at| self.cost(at / heads, at % heads, candidate)).sum::<f64>();
-        // The menu begins with dense and the uniform default.
-        let limit = match self.request.target {
-            Target::Default => Limit::Cost(total(1)),
-            Target::Time(share) | Target::Density(share) => Limit::Cost(share * total(0)),
-            Target::Error(bound) => Limit::Error(bound * layers as f64),
-        };
+        let limit = self.limit();
         let picks = match (search, limit) {
             (Search::PerHead, Limit::Cost(most)) => choose::per_head(&each, most / (layers * heads) as f64),
             _ => choose::global(&each, limit),

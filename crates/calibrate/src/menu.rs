@@ -5,6 +5,7 @@
 //! head more and another less.
 
 use serde::{Deserialize, Serialize};
+use speedread_attention::estimate::LAST_QUERIES;
 use speedread_attention::index::Visits;
 use speedread_attention::{Budget, Pattern};
 
@@ -16,7 +17,7 @@ use crate::kernel_times::KernelTimes;
 pub enum Family {
     /// Every key.
     Dense,
-    /// Sinks and a local band.
+    /// Sinks and a local band; the last queries may see everything (tri-shape).
     AShape,
     /// Columns and diagonals.
     VerticalSlash,
@@ -99,7 +100,12 @@ pub fn menu(tokens: usize, target: f64, times: &KernelTimes, lines: Lines) -> Ve
         for share in SINK_SHARES {
             step_up(&|budget| {
                 let sink = ((budget as f64 * share) as usize).max(1);
-                Pattern::AShape { sink: sink * TILE, local: (budget - sink.min(budget)).max(1) * TILE }
+                let (sink, local) = (sink * TILE, (budget - sink.min(budget)).max(1) * TILE);
+                match lines {
+                    // As under the other patterns with tile budgets, the user's question sees every key.
+                    Lines::Tiles => Pattern::TriShape { sink, local, last: LAST_QUERIES },
+                    Lines::Lines => Pattern::AShape { sink, local },
+                }
             });
         }
         if lines == Lines::Tiles {
@@ -139,7 +145,8 @@ pub fn most_seconds(pattern: Pattern, tokens: usize, times: &KernelTimes) -> f64
         Pattern::AShape { sink, local } | Pattern::TriShape { sink, local, .. } => {
             // A band of `local` keys reaches into one tile more.
             let band = local.div_ceil(TILE) as u64 + 1;
-            Visits { runs: capped(band, 0), gathered: capped(sink.div_ceil(TILE) as u64, band) }
+            let tail = if matches!(pattern, Pattern::TriShape { .. }) { tiles.saturating_sub(band) } else { 0 };
+            Visits { runs: capped(band, 0) + tail, gathered: capped(sink.div_ceil(TILE) as u64, band) }
         }
         Pattern::VerticalSlash { vertical, slash, budget } => {
             let (vertical, slash) = match budget {
@@ -150,7 +157,10 @@ pub fn most_seconds(pattern: Pattern, tokens: usize, times: &KernelTimes) -> f64
             let (vertical, slash) = (vertical.max(1) as u64, slash.max(3) as u64);
             Visits { runs: capped(slash, 0) + tiles.saturating_sub(slash), gathered: capped(vertical, slash) }
         }
-        Pattern::BlockSparse { blocks } => Visits { runs: capped(blocks.max(2) as u64, 0), gathered: 0 },
+        Pattern::BlockSparse { blocks } => {
+            let blocks = blocks.max(2) as u64;
+            Visits { runs: capped(blocks, 0) + tiles.saturating_sub(blocks), gathered: 0 }
+        }
     };
     times.head(pattern, visits)
 }
@@ -215,9 +225,14 @@ mod tests {
         let data: Vec<f32> = (0..tokens * dim).map(|_| random()).collect();
         let rows = Rows::contiguous(&data, tokens, 1, dim).unwrap();
         let options = Options { dense_fallback: false, ..Options::default() };
-        for text in
-            ["dense", "a-shape:64,640", "vertical-slash-tiles:4,12", "vertical-slash-tiles:0,16", "block-sparse:10"]
-        {
+        for text in [
+            "dense",
+            "a-shape:64,640",
+            "tri-shape:64,640,64",
+            "vertical-slash-tiles:4,12",
+            "vertical-slash-tiles:0,16",
+            "block-sparse:10",
+        ] {
             let pattern: Pattern = text.parse().unwrap();
             let index = build_indexes(rows, rows, &[pattern], &options).unwrap().remove(0);
             let (got, want) = (most_seconds(pattern, tokens, &TIMES), TIMES.head(pattern, index.visits()));

@@ -32,6 +32,16 @@ impl Canvas {
         }
     }
 
+    /// Takes light from a pixel: 255 makes it black.
+    fn darken(&mut self, x: usize, y: usize, ink: u8) {
+        if x < self.width && y < self.height {
+            let at = 3 * (y * self.width + x);
+            for part in &mut self.pixels[at..at + 3] {
+                *part = (u16::from(*part) * u16::from(255 - ink) / 255) as u8;
+            }
+        }
+    }
+
     /// Fills a rectangle.
     pub fn fill(&mut self, x: usize, y: usize, width: usize, height: usize, color: Color) {
         for row in y..y + height {
@@ -41,7 +51,7 @@ impl Canvas {
         }
     }
 
-    /// Writes a line of text, black on what is there taken as white.
+    /// Writes a line of text, black on what is there.
     pub fn text(&mut self, x: usize, y: usize, text: &str) {
         let step = get_raster_width(FontWeight::Regular, RasterHeight::Size16);
         for (i, c) in text.chars().enumerate() {
@@ -50,7 +60,7 @@ impl Canvas {
             let Some(raster) = raster else { continue };
             for (dy, row) in raster.rows().enumerate() {
                 for (dx, &ink) in row.iter().enumerate().filter(|&(_, &ink)| ink > 0) {
-                    self.set(x + i * step + dx, y + dy, [255 - ink; 3]);
+                    self.darken(x + i * step + dx, y + dy, ink);
                 }
             }
         }

@@ -43,6 +43,7 @@ impl Interrupt {
         error.chain().any(|cause| {
             matches!(cause.downcast_ref(), Some(Error::Cancelled))
                 || matches!(cause.downcast_ref(), Some(speedread_attention::Error::Cancelled))
+                || cause.downcast_ref().is_some_and(speedread_eval::Error::is_cancelled)
         })
     }
 }

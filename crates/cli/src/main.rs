@@ -4,6 +4,7 @@ mod args;
 mod canvas;
 mod commands;
 mod context;
+mod heatmap;
 mod input;
 mod output;
 mod prompt;
@@ -56,6 +57,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Chat(args) => commands::chat::run(args, &interrupt),
         Command::Inspect(args) => commands::inspect::run(args, &interrupt),
         Command::Bench(args) => commands::bench::run(args, &interrupt),
+        Command::Eval(args) => commands::eval::run(args, &interrupt),
+        Command::Calibrate(args) => commands::calibrate::run(args, &interrupt),
         Command::Models(args) => commands::models::run(args, &interrupt),
     }
 }

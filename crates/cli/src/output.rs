@@ -175,6 +175,13 @@ pub fn peak_memory() -> Option<u64> {
     Some(if cfg!(target_os = "macos") { peak } else { peak * 1024 })
 }
 
+/// The processor's name, where the system tells.
+pub fn cpu() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
 /// Prints one JSON object.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);

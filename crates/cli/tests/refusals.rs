@@ -45,7 +45,7 @@ fn wrong_usage_exits_with_2() {
 fn help_shows_examples_and_exit_codes() {
     let cache = tempdir().unwrap();
     speedread(&cache).arg("--help").assert().success().stdout(says("130 interrupted"));
-    for command in ["ask", "run", "chat", "inspect", "bench", "models"] {
+    for command in ["ask", "run", "chat", "inspect", "bench", "eval", "models"] {
         speedread(&cache).args([command, "--help"]).assert().success().stdout(says("Examples:"));
     }
     speedread(&cache).arg("--version").assert().success().stdout(says(env!("CARGO_PKG_VERSION")));

@@ -4,45 +4,8 @@ mod common;
 
 use std::fs;
 
-use assert_cmd::Command;
-use common::{json, says, smollm2, speedread};
+use common::{Stage, json, says};
 use serde_json::{Value, json};
-use tempfile::{TempDir, tempdir};
-
-/// A folder of the test's own, and the model.
-struct Stage {
-    folder: TempDir,
-    model: String,
-}
-
-impl Stage {
-    fn set() -> Option<Self> {
-        let model = smollm2()?.to_str().unwrap().to_owned();
-        Some(Stage { folder: tempdir().unwrap(), model })
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
-        fs::write(self.path(name), text).unwrap();
-        self.path(name)
-    }
-
-    /// `speedread COMMAND -m MODEL ARGS...`
-    fn run(&self, command: &str, args: &[&str]) -> Command {
-        let mut run = speedread(&self.folder);
-        run.arg(command).args(["-m", &self.model]).args(args);
-        run
-    }
-
-    fn inspect(&self, args: &[&str]) -> Command {
-        let mut run = speedread(&self.folder);
-        run.args(["inspect", "-m", &self.model]).args(args);
-        run
-    }
-}
 
 /// Numbers of the summary that every reading command reports, with sane values.
 fn check_summary(summary: &Value) {
@@ -155,7 +118,7 @@ fn a_prompt_longer_than_the_context_is_refused() {
         .stderr(says("--rope-scaling yarn:2"))
         .stderr(says("--truncate"));
     // Stretched, it fits; an answer is not waited for: the memory plan says that the length is accepted.
-    let facts = json(&mut stage.inspect(&["--rope-scaling", "yarn:2", "--json"]));
+    let facts = json(&mut stage.run("inspect", &["--rope-scaling", "yarn:2", "--json"]));
     assert_eq!(facts["facts"]["context"], 16384);
 }
 
@@ -179,8 +142,8 @@ fn a_talk_continues_on_the_cache() {
 #[test]
 fn a_model_is_described() {
     let Some(stage) = Stage::set() else { return };
-    stage.inspect(&[]).assert().success().stdout(says("head dim")).stdout(says("memory for 8192 tokens"));
-    let facts = json(&mut stage.inspect(&["--json", "--context", "1000"]));
+    stage.run("inspect", &[]).assert().success().stdout(says("head dim")).stdout(says("memory for 8192 tokens"));
+    let facts = json(&mut stage.run("inspect", &["--json", "--context", "1000"]));
     assert_eq!(facts["facts"]["layers"], 30);
     assert_eq!(
         (&facts["facts"]["heads"], &facts["facts"]["kv_heads"], &facts["facts"]["head_dim"]),
@@ -194,11 +157,11 @@ fn attention_is_drawn() {
     let Some(stage) = Stage::set() else { return };
     let text = stage.write("text.txt", "The quick brown fox jumps over the lazy dog. ".repeat(30));
     let picture = stage.path("map.png");
-    let drawn = json(&mut stage.inspect(&["--attention-map", "3.1", "-f", &text, "-o", &picture, "--json"]));
+    let drawn = json(&mut stage.run("inspect", &["--attention-map", "3.1", "-f", &text, "-o", &picture, "--json"]));
     assert!(drawn["recall"].as_f64().unwrap() > 0.5, "{drawn}");
     assert_eq!(fs::read(&picture).unwrap()[..8], *b"\x89PNG\r\n\x1a\n");
     stage
-        .inspect(&["--attention-map", "30.0", "-f", &text, "-o", &picture])
+        .run("inspect", &["--attention-map", "30.0", "-f", &text, "-o", &picture])
         .assert()
         .code(1)
         .stderr(says("no head 30.0"));

@@ -39,7 +39,10 @@ impl<'c, 'a, T: Element> Estimator<'c, 'a, T> {
                 let mass = self.mass.get_or_init(measure);
                 vertical_slash::choose(mass, start, rows, vertical, slash, budget, shape)
             }
-            Pattern::BlockSparse { blocks } => block_sparse::choose(isa, q, cache.k, self.head, blocks, shape),
+            // As under a tile budget, the last queries, which are the user's question, see every key.
+            Pattern::BlockSparse { blocks } => {
+                block_sparse::choose(isa, q, cache.k, self.head, blocks, shape).with_dense_tail(LAST_QUERIES)
+            }
         }
     }
 }

@@ -1,5 +1,8 @@
 //! Command-line arguments: what each command takes, and the groups they share.
 
+pub mod calibrate;
+pub mod eval;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -45,6 +48,12 @@ pub enum Command {
     /// Time prefill at several lengths, dense and sparse side by side
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
+    /// Measure what sparse attention costs in accuracy: RULER, LongBench, InfiniteBench, needles, perplexity
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(eval::EvalArgs),
+    /// Find the sparse pattern of every head of a model
+    #[command(after_help = calibrate::EXAMPLES)]
+    Calibrate(calibrate::CalibrateArgs),
     /// List, fetch and remove models
     #[command(after_help = MODELS_EXAMPLES)]
     Models(ModelsArgs),
@@ -121,6 +130,17 @@ pub struct PrefillArgs {
     /// Pattern of every layer and head, as `speedread calibrate` or MInference writes them; replaces --attention
     #[arg(long, value_name = "FILE", conflicts_with = "attention")]
     pub patterns: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+    /// Measure the share of attention kept, per layer and head, on sampled rows
+    #[arg(long)]
+    pub audit: bool,
+}
+
+/// How the prompt is read, whatever keys its queries look at.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prefill")]
+pub struct ReadingArgs {
     /// Run every head's pattern even where dense attention would cost no more
     #[arg(long)]
     pub no_dense_fallback: bool,
@@ -133,9 +153,19 @@ pub struct PrefillArgs {
     /// Arithmetic of prefill's products: auto (bf16 where the processor has instructions for it, else f32) or f32
     #[arg(long, value_name = "P", default_value = "auto", value_parser = parse_precision)]
     pub precision: Precision,
-    /// Measure the share of attention kept, per layer and head, on sampled rows
-    #[arg(long)]
-    pub audit: bool,
+}
+
+impl ReadingArgs {
+    /// Session options for `context` tokens with the default attention.
+    pub fn session(&self, context: usize) -> SessionOptions {
+        SessionOptions {
+            kv: self.kv,
+            chunk: self.chunk.map(NonZeroUsize::get),
+            dense_fallback: !self.no_dense_fallback,
+            precision: self.precision,
+            ..SessionOptions::new(context)
+        }
+    }
 }
 
 /// What `--attention` says.
@@ -143,6 +173,17 @@ pub struct PrefillArgs {
 pub enum Attention {
     Auto,
     Pattern(Pattern),
+}
+
+impl Attention {
+    /// The same for a session.
+    pub fn choice(self) -> AttentionChoice {
+        match self {
+            Attention::Auto => AttentionChoice::Auto,
+            Attention::Pattern(Pattern::Dense) => AttentionChoice::Dense,
+            Attention::Pattern(pattern) => AttentionChoice::Uniform(pattern),
+        }
+    }
 }
 
 fn parse_attention(text: &str) -> Result<Attention, String> {
@@ -172,19 +213,10 @@ impl PrefillArgs {
                 let table = PatternFile::read(path)?.table(layers, heads, &model.fingerprint());
                 AttentionChoice::PerHead(table.with_context(|| path.display().to_string())?)
             }
-            (None, Attention::Auto) => AttentionChoice::Auto,
-            (None, Attention::Pattern(Pattern::Dense)) => AttentionChoice::Dense,
-            (None, Attention::Pattern(pattern)) => AttentionChoice::Uniform(pattern),
+            (None, attention) => attention.choice(),
         };
-        Ok(SessionOptions {
-            kv: self.kv,
-            chunk: self.chunk.map(NonZeroUsize::get),
-            attention,
-            dense_fallback: !self.no_dense_fallback,
-            audit_rows: self.audit.then_some(AUDIT_ROWS),
-            precision: self.precision,
-            ..SessionOptions::new(context)
-        })
+        let audit_rows = self.audit.then_some(AUDIT_ROWS);
+        Ok(SessionOptions { attention, audit_rows, ..self.reading.session(context) })
     }
 }
 

@@ -54,7 +54,7 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     }
     let ids = tokens(&model, &args.files, longest)?;
     if !args.json {
-        let kernel = args.prefill.precision.kernel();
+        let kernel = args.prefill.reading.precision.kernel();
         println!("{} | {} threads, {kernel}", model.path().display(), rayon::current_num_threads());
         println!(
             "{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other",
@@ -84,9 +84,9 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
                 AttentionChoice::Dense => "dense".to_owned(),
                 AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
             },
-            "kernel": args.prefill.precision.kernel().name(),
+            "kernel": args.prefill.reading.precision.kernel().name(),
             "threads": rayon::current_num_threads(),
-            "cpu": cpu(),
+            "cpu": output::cpu(),
             "repeat": args.repeat,
             "peak_memory_bytes": output::peak_memory(),
             "rows": rows,
@@ -144,13 +144,6 @@ fn print_row(row: &Row) {
         p.attention_s,
         p.other_s,
     );
-}
-
-/// The processor's name, where the system tells.
-fn cpu() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 /// Tokens per second by length.

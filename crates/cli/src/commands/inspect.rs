@@ -33,7 +33,7 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
                 "scratch": plan.scratch, "total": plan.total(),
             })
         };
-        let whole_chunk = args.prefill.chunk.map_or(context, |n| n.get());
+        let whole_chunk = args.prefill.reading.chunk.map_or(context, |n| n.get());
         return output::json(&json!({
             "path": model.path(),
             "facts": facts,
@@ -59,8 +59,9 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         "  {:<14} {:>10} {:>10} {:>12} {:>10} {:>10}",
         "", "weights", "KV cache", "activations", "scratch", "total"
     );
-    let mut rows = vec![(args.prefill.chunk.map_or("whole prompt".to_owned(), |n| format!("--chunk {n}")), whole)];
-    if args.prefill.chunk.is_none() && chunk < context {
+    let mut rows =
+        vec![(args.prefill.reading.chunk.map_or("whole prompt".to_owned(), |n| format!("--chunk {n}")), whole)];
+    if args.prefill.reading.chunk.is_none() && chunk < context {
         rows.push((format!("--chunk {chunk}"), chunked));
     }
     for (name, plan) in rows {

@@ -3,7 +3,9 @@
 pub mod ask;
 pub mod attention_map;
 pub mod bench;
+pub mod calibrate;
 pub mod chat;
+pub mod eval;
 pub mod inspect;
 pub mod models;
 pub mod run;

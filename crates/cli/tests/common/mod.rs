@@ -3,14 +3,16 @@
 // Each test binary compiles this file and uses a part of it.
 #![allow(dead_code)]
 
+use std::fs;
 use std::path::PathBuf;
 
 use assert_cmd::Command;
 use predicates::str::ContainsPredicate;
 use serde_json::Value;
+use tempfile::{TempDir, tempdir};
 
 /// The command, with a cache of its own so that nothing is fetched into, or found in, the user's.
-pub fn speedread(cache: &tempfile::TempDir) -> Command {
+pub fn speedread(cache: &TempDir) -> Command {
     let mut command = Command::cargo_bin("speedread").unwrap();
     command.env("SPEEDREAD_CACHE", cache.path()).env("SPEEDREAD_PYTHON", "/nowhere/python3");
     command
@@ -38,4 +40,36 @@ pub fn smollm2() -> Option<PathBuf> {
     assert!(!required, "SPEEDREAD_REQUIRE_MODELS=1, but smollm2.gguf is not there ({path:?})");
     eprintln!("skipped: SPEEDREAD_TEST_MODELS does not name a folder with smollm2.gguf");
     None
+}
+
+/// A folder of a test's own, and the model.
+pub struct Stage {
+    pub folder: TempDir,
+    pub model: String,
+}
+
+impl Stage {
+    /// `None` where the model is not at hand; see [`smollm2`].
+    pub fn set() -> Option<Self> {
+        let model = smollm2()?.to_str().unwrap().to_owned();
+        Some(Stage { folder: tempdir().unwrap(), model })
+    }
+
+    /// Where a file of the folder is.
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file of the folder.
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    /// `speedread COMMAND -m MODEL ARGS...`
+    pub fn run(&self, command: &str, args: &[&str]) -> Command {
+        let mut run = speedread(&self.folder);
+        run.arg(command).args(["-m", &self.model]).args(args);
+        run
+    }
 }

@@ -1,0 +1,95 @@
+//! Arguments of `speedread calibrate`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use speedread_calibrate::{Objective, Search, Target};
+use speedread_engine::kv_cache::KvType;
+use speedread_engine::session::Precision;
+
+use super::{ModelArgs, parse_precision};
+
+pub const EXAMPLES: &str = "Examples:
+  speedread calibrate -f novel.txt essays.txt -o patterns.json
+  speedread calibrate -m smollm2 -f book.txt --held-out other.txt --ablate --map patterns.png -o patterns.json
+  speedread calibrate -f novel.txt --lengths 8192,32768 --target time:0.25 -o patterns.json
+  speedread ask \"Who wrote the letter?\" -f novel.txt --patterns patterns.json
+A search that was stopped goes on where it was when the same command is given again.";
+
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Texts to measure on, each by itself: files, folders, globs; the beginning of each is the prompt
+    #[arg(short, long = "file", value_name = "PATH", num_args = 1.., required = true)]
+    pub files: Vec<String>,
+    /// Texts to compare the found patterns on [default: what follows the measured part of the texts, where that is long enough]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub held_out: Vec<String>,
+    /// Prompt lengths in tokens; a prompt is read with the patterns of the next longer one [default: 8192, within the model's context]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub lengths: Vec<NonZeroUsize>,
+    /// What attention may cost, or lose: default (the time of the uniform default), time:SHARE or density:SHARE of dense attention,
+    /// error:BOUND (squared error of the attention output, relative)
+    #[arg(long, value_name = "TARGET", default_value = "default")]
+    pub target: Target,
+    /// One budget for all heads (global), or the same for every head (per-head: the search of MInference's paper)
+    #[arg(long, value_name = "SEARCH", default_value = "global", value_parser = parse_search)]
+    pub search: Search,
+    /// What counts over several texts: the mean error, or the worst
+    #[arg(long, value_name = "WHAT", default_value = "mean", value_parser = parse_objective)]
+    pub objective: Objective,
+    /// Query tiles (of 64 rows) per head that errors are measured on, evenly spread
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub query_tiles: NonZeroUsize,
+    /// Compare also searches of one kind of pattern alone, and indexes of another text (static)
+    #[arg(long)]
+    pub ablate: bool,
+    /// Element type of the key/value cache: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub kv: KvType,
+    /// Arithmetic of prefill's products: auto (bf16 where the processor has instructions for it, else f32) or f32
+    #[arg(long, value_name = "P", default_value = "auto", value_parser = parse_precision)]
+    pub precision: Precision,
+    /// Where to write the patterns
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Format of the patterns
+    #[arg(long, value_name = "FORMAT", default_value = "speedread")]
+    pub format: Format,
+    /// Draw patterns and recall by layer and head (PNG)
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
+    /// Write what was found of every head (Markdown)
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Formats of pattern files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Ours: several lengths, budgets in tiles, refuses another model
+    Speedread,
+    /// MInference's: one length, budgets in columns and diagonals
+    Minference,
+}
+
+fn parse_search(text: &str) -> Result<Search, String> {
+    match text {
+        "global" => Ok(Search::Global),
+        "per-head" => Ok(Search::PerHead),
+        _ => Err("the searches are: global, per-head".into()),
+    }
+}
+
+fn parse_objective(text: &str) -> Result<Objective, String> {
+    match text {
+        "mean" => Ok(Objective::Mean),
+        "worst" => Ok(Objective::Worst),
+        _ => Err("what counts is: mean, worst".into()),
+    }
+}
