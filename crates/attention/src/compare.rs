@@ -191,7 +191,7 @@ impl Scratch {
         if call.stopped() {
             return sums;
         }
-        attend_tile(call, &mut self.panel, &mut self.columns, &dense, tile, head);
+        attend_tile(call, &mut self.panel, &mut self.columns, &dense, None, tile, head);
         let lse: Vec<f32> = (0..lanes).map(|lane| self.panel.lse(lane)).collect();
         take_output(&self.panel, &mut self.dense, lanes);
         sums.energy = self.dense[..lanes * dim].iter().map(|&x| x as f64 * x as f64).sum();
@@ -200,7 +200,7 @@ impl Scratch {
             if index.is_dense(tile) {
                 continue;
             }
-            attend_tile(call, &mut self.panel, &mut self.columns, index, tile, head);
+            attend_tile(call, &mut self.panel, &mut self.columns, index, None, tile, head);
             let recalls = (0..lanes).map(|lane| (self.panel.lse(lane) as f64 - lse[lane] as f64).exp());
             (sums.recall, sums.least) = recalls.fold((0.0, f64::INFINITY), |(sum, least), r| (sum + r, least.min(r)));
             take_output(&self.panel, &mut self.sparse, lanes);

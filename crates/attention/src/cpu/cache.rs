@@ -81,6 +81,14 @@ impl<'a, T: Element> Cache<'a, T> {
         }
     }
 
+    /// Whether heads were packed.
+    pub fn is_packed(&self) -> bool {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        return !self.packed.is_empty();
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        false
+    }
+
     /// The packed form of key/value head `head`, if there is one.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub fn packed(&self, head: usize) -> Option<&PackedHead> {

@@ -58,6 +58,10 @@ pub(crate) fn attend<T: Element>(
     assert_eq!(lse.len(), q.heads() * rows);
     // The last query tile visits the most keys: it starts first, so that no thread is left alone with it at the end.
     let tiles = rows.div_ceil(TILE.queries);
+    let gathered: Vec<Option<Columns<T>>> =
+        indexes.iter().enumerate().map(|(i, index)| Columns::gather(call, first_head + i, index)).collect();
+    let gathered: Vec<Option<Cache<'_, T>>> =
+        gathered.iter().map(|columns| columns.as_ref().map(|columns| columns.pack(call.isa))).collect();
     let tasks: Vec<(usize, usize)> =
         (0..tiles).rev().flat_map(|tile| (0..indexes.len()).map(move |i| (i, tile))).collect();
     let (row_stride, head_stride, dim) = (out.row_stride, out.head_stride, out.dim);
@@ -69,7 +73,7 @@ pub(crate) fn attend<T: Element>(
             return;
         }
         let head = first_head + i;
-        attend_tile(call, panel, columns, &indexes[i], tile, head);
+        attend_tile(call, panel, columns, &indexes[i], gathered[i].as_ref(), tile, head);
         let first = tile * TILE.queries;
         for (lane, row) in (first..(first + TILE.queries).min(rows)).enumerate() {
             // SAFETY: row `row` of head `head` belongs to this task alone; `RowsMut` checked the bounds and that rows do not overlap.
@@ -82,12 +86,40 @@ pub(crate) fn attend<T: Element>(
     if call.stopped() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-/// Leaves output and log-sum-exp of query tile `tile` in `panel`.
+/// Keys and values of a head's columns, `[columns][dim]`: every query tile visits them, so they are gathered once.
+struct Columns<T> {
+    dim: usize,
+    k: Vec<T>,
+    v: Vec<T>,
+}
+
+impl<T: Element> Columns<T> {
+    /// `None` where nothing is won: without columns, or where the instruction set reads keys as they are. Under a sliding window the rows of a
+    /// tile see different columns, by position: those are gathered for every tile.
+    fn gather(call: &Call<'_, T>, head: usize, index: &SparseIndex) -> Option<Self> {
+        if index.columns().is_empty() || call.window.is_some() || !call.cache.is_packed() {
+            return None;
+        }
+        let kv_head = head / (call.q.heads() / call.cache.k.heads());
+        let gather =
+            |rows: Rows<'_, T>| index.columns().iter().flat_map(|&key| rows.row(key, kv_head)).copied().collect();
+        Some(Self { dim: call.q.dim(), k: gather(call.cache.k), v: gather(call.cache.v) })
+    }
+
+    fn pack(&self, isa: Isa) -> Cache<'_, T> {
+        let rows =
+            |data| Rows::contiguous(data, self.k.len() / self.dim, 1, self.dim).expect("columns fill their shape");
+        Cache::pack(isa, rows(&self.k), rows(&self.v), 0..1)
+    }
+}
+
+/// Leaves output and log-sum-exp of query tile `tile` in `panel`. `gathered` are the index's columns, if they were gathered beforehand.
 pub(crate) fn attend_tile<T: Element>(
     call: &Call<'_, T>,
     panel: &mut Panel,
     columns: &mut Vec<usize>,
     index: &SparseIndex,
+    gathered: Option<&Cache<'_, T>>,
     tile: usize,
     head: usize,
 ) {
@@ -103,6 +135,22 @@ pub(crate) fn attend_tile<T: Element>(
     }
     columns.clear();
     index.live_columns(tile, columns);
+    if let Some(gathered) = gathered {
+        let mut live = columns.iter().copied().peekable();
+        for (step, all) in index.columns().chunks(KEYS).enumerate() {
+            // Bit i: the query tile visits column i of the step. Both lists ascend.
+            let bits = all.iter().enumerate().map(|(i, &key)| u64::from(live.next_if_eq(&key).is_some()) << i);
+            let visible = bits.fold(0, |all, bit| all | bit);
+            if visible != 0 {
+                let keys = Keys::Run(step * KEYS..step * KEYS + all.len());
+                panel.step_visible(gathered, 0, &keys, visible);
+            }
+            if live.peek().is_none() {
+                break;
+            }
+        }
+        return;
+    }
     columns.retain(|&key| key >= nearest);
     for keys in columns.chunks(KEYS) {
         panel.step(&call.cache, kv_head, &Keys::List(keys), None);

@@ -167,6 +167,18 @@ impl Panel {
         self.accumulate(cache, head, keys);
     }
 
+    /// A step over keys of which bit `i` of `visible` says whether the rows see key `i`: all of them do, or none.
+    pub fn step_visible<T: Element>(&mut self, cache: &Cache<'_, T>, head: usize, keys: &Keys<'_>, visible: u64) {
+        self.score(cache, head, keys, None);
+        for (i, scores) in self.s.chunks_exact_mut(self.width).take(self.count).enumerate() {
+            if visible >> i & 1 == 0 {
+                scores.fill(f32::NEG_INFINITY);
+            }
+        }
+        self.softmax();
+        self.accumulate(cache, head, keys);
+    }
+
     /// Turns the computed scores into probabilities under the maximum and sum gathered so far, and returns them, `[keys][width]`.
     pub fn probabilities(&mut self) -> &[f32] {
         for (a, (&max, &sum)) in self.alpha.iter_mut().zip(self.max.iter().zip(&self.sum)) {
