@@ -51,6 +51,17 @@ pub struct Audit {
     pub rows: usize,
 }
 
+impl Audit {
+    /// Recall of a head, from the log-sum-exps of all its rows: over the keys kept, and over all.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn recall(&self, kept: &[f32], all: &[f32]) -> Recall {
+        assert_eq!(kept.len(), all.len());
+        Recall::over(sampled_rows(kept.len(), self.rows).into_iter().map(|row| (kept[row], all[row])))
+    }
+}
+
 /// Share of attention mass kept, `exp(lse_sparse - lse_dense)`, over the audited rows of a head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Recall {
@@ -299,17 +310,33 @@ fn sampled_rows(rows: usize, count: usize) -> Vec<usize> {
 pub(crate) fn recall<T: Element>(call: &Call<'_, T>, head: usize, audit: Audit, lse: &[f32]) -> Recall {
     let rows = sampled_rows(call.q.rows(), audit.rows);
     let dense = cpu::prefill::dense_lse(call, head, &rows);
-    let sparse = rows.iter().map(|&row| lse[head * call.q.rows() + row]);
-    let each: Vec<f64> = sparse.zip(dense).map(|(sparse, dense)| (sparse as f64 - dense as f64).exp()).collect();
-    Recall {
-        mean: each.iter().sum::<f64>() / each.len() as f64,
-        min: each.iter().copied().fold(f64::INFINITY, f64::min),
+    Recall::over(rows.iter().map(|&row| lse[head * call.q.rows() + row]).zip(dense))
+}
+
+impl Recall {
+    /// Of rows' log-sum-exps: over the keys kept, and over all.
+    fn over(rows: impl Iterator<Item = (f32, f32)>) -> Self {
+        let each: Vec<f64> = rows.map(|(kept, all)| (kept as f64 - all as f64).exp()).collect();
+        Recall {
+            mean: each.iter().sum::<f64>() / each.len() as f64,
+            min: each.iter().copied().fold(f64::INFINITY, f64::min),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recall_is_the_share_of_the_audited_rows() {
+        let (kept, all) = ([0.5f32.ln(), 9.0, 0.25f32.ln()], [0.0, 0.0, 0.0]);
+        // One sample is the last row.
+        let recall = Audit { rows: 1 }.recall(&kept, &all);
+        assert!((recall.mean - 0.25).abs() < 1e-6 && (recall.min - 0.25).abs() < 1e-6);
+        let recall = Audit { rows: 2 }.recall(&[0.5f32.ln(), 0.25f32.ln()], &[0.0, 0.0]);
+        assert!((recall.mean - 0.375).abs() < 1e-6 && (recall.min - 0.25).abs() < 1e-6);
+    }
 
     #[test]
     fn audited_rows_end_at_the_last() {

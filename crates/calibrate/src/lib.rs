@@ -264,7 +264,7 @@ fn identity(request: &Request<'_>, plans: &[Plan]) -> Value {
         "speedread": env!("CARGO_PKG_VERSION"),
         "model": request.model.fingerprint(),
         "texts": request.texts.iter().map(|text| json!([text.name, hash(text)])).collect::<Vec<_>>(),
-        "kv": request.options.kv.to_string(),
+        "kv": request.options.cache_type(request.model.device()).to_string(),
         "precision": format!("{:?}", request.options.precision),
         "query_tiles": request.query_tiles,
         "lengths": plans.iter().map(|plan| json!([plan.tokens, plan.candidates])).collect::<Vec<_>>(),

@@ -10,7 +10,7 @@ use speedread_engine::model::{Model, ModelOptions};
 use speedread_engine::session::{PrefillReport, Session};
 use speedread_engine::{Error, hub};
 
-use crate::args::RopeArgs;
+use crate::args::ModelArgs;
 
 /// The flag that Ctrl-C sets; a second Ctrl-C ends the program at once.
 pub struct Interrupt(&'static AtomicBool);
@@ -57,9 +57,13 @@ pub fn find_model(name: &str, interrupt: &Interrupt) -> anyhow::Result<PathBuf> 
 }
 
 /// Finds and opens a model.
-pub fn open_model(name: &str, rope: &RopeArgs, interrupt: &Interrupt) -> anyhow::Result<Model> {
-    let path = find_model(name, interrupt)?;
-    Ok(Model::open(&path, &ModelOptions { rope_scaling: rope.rope_scaling })?)
+pub fn open_model(args: &ModelArgs, interrupt: &Interrupt) -> anyhow::Result<Model> {
+    let path = find_model(&args.model, interrupt)?;
+    let model = Model::open(&path, &ModelOptions { rope_scaling: args.rope.rope_scaling, device: args.device })?;
+    if let Some(note) = model.device_note() {
+        eprintln!("note: {note}");
+    }
+    Ok(model)
 }
 
 /// Reads tokens with a progress bar on standard error.

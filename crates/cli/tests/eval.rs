@@ -116,7 +116,7 @@ fn a_stopped_run_goes_on_where_it_was() {
         (vec![data.as_str(), "--attention", "dense"], "its settings are dense, a-shape:16,64; now they are dense"),
         (args(&["--kv", "f32"]), "--kv"),
         (args(&["--max-new-tokens", "3"]), "max_new_tokens"),
-        (args(&["--rope-scaling", "yarn:2"]), "another model or another --rope-scaling"),
+        (args(&["--rope-scaling", "yarn:2"]), "another --rope-scaling"),
     ] {
         stage.eval("ruler", &args).assert().code(1).stderr(says(want)).stderr(says("cannot be continued"));
     }

@@ -27,6 +27,7 @@ fn wrong_usage_exits_with_2() {
         (&["ask", "why?", "--chunk", "0"], "--chunk"),
         (&["ask", "why?", "--threads", "0"], "--threads"),
         (&["ask", "why?", "--kv", "int3"], "--kv"),
+        (&["ask", "why?", "--device", "gpu"], "cuda:NUMBER"),
         (&["ask", "why?", "--precision", "f64"], "auto, f32"),
         (&["ask", "why?", "--rope-scaling", "yarn"], "--rope-scaling"),
         (&["ask", "why?", "--max-tokens", "0"], "--max-tokens"),

@@ -70,6 +70,21 @@ impl Device {
         self.multiprocessors
     }
 
+    /// Gives memory of dropped buffers back to the device, so that [`memory`](Self::memory) counts it as free. Only what the device is done
+    /// with can go: synchronise first.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn release_unused(&self) -> Result<(), Error> {
+        self.context.bind_to_thread().during("cuCtxSetCurrent", String::new)?;
+        // SAFETY: the device is valid as long as its context.
+        unsafe {
+            result::device::get_default_mem_pool(self.context.cu_device())
+                .and_then(|pool| sys::cuMemPoolTrimTo(pool, 0).result())
+        }
+        .during("cuMemPoolTrimTo", || self.name.clone())
+    }
+
     /// Free and total bytes of device memory.
     ///
     /// # Errors

@@ -23,6 +23,24 @@ pub enum Error {
         /// What the call was about: sizes, names.
         details: String,
     },
+    /// A library of NVIDIA's is not installed, or not where the loader looks.
+    #[error("{library} was not found: install the CUDA {major} libraries, or add their folder to LD_LIBRARY_PATH")]
+    NoLibrary {
+        /// Its name.
+        library: &'static str,
+        /// The CUDA version this build is for.
+        major: u32,
+    },
+    /// A call of such a library failed.
+    #[error("{call} failed: {status} ({details})")]
+    Library {
+        /// The function.
+        call: &'static str,
+        /// The library's name of the error.
+        status: String,
+        /// What the call was about.
+        details: String,
+    },
     /// Sizes of the arguments do not fit together.
     #[error("{0}")]
     Size(String),

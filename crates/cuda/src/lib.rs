@@ -1,4 +1,4 @@
-//! The CUDA device layer: context, streams, buffers, modules and TMA tensor maps.
+//! The CUDA device layer: context, streams, buffers, modules, TMA tensor maps and matrix products.
 //!
 //! Thin over the driver API (through `cudarc`), which is loaded at run time: the same binary starts on a machine without a GPU, where
 //! [`Device::open`] says so. Errors name the driver call and the sizes it was given.
@@ -13,6 +13,7 @@
 //! # Ok::<(), speedread_cuda::Error>(())
 //! ```
 
+mod blas;
 mod buffer;
 mod device;
 mod error;
@@ -21,6 +22,7 @@ mod module;
 mod stream;
 mod tensor_map;
 
+pub use blas::{Blas, LinearShape, OutputElement};
 pub use buffer::{Buffer, Plain, View, ViewMut};
 pub use device::Device;
 pub use error::Error;

@@ -159,6 +159,14 @@ pub struct Event {
 }
 
 impl Event {
+    /// Waits until everything queued before it has run.
+    ///
+    /// # Errors
+    /// [`Error::Driver`]: also for what failed on the device.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.inner.synchronize().during("cuEventSynchronize", String::new)
+    }
+
     /// Milliseconds of device time from this event to `later`; waits for both.
     ///
     /// # Errors

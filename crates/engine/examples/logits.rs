@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model::open(Path::new(files[0]), &ModelOptions::default())?;
     let mut options = SessionOptions { attention: AttentionChoice::Dense, ..SessionOptions::new(ids.len()) };
     if exact {
-        (options.kv, options.precision) = (KvType::F32, Precision::F32);
+        (options.kv, options.precision) = (Some(KvType::F32), Precision::F32);
     }
     let mut out = BufWriter::new(File::create(files[2])?);
     let mut written = Ok(());

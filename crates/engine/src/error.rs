@@ -39,6 +39,9 @@ pub enum Error {
     /// From the attention crate.
     #[error(transparent)]
     Attention(#[from] speedread_attention::Error),
+    /// From a CUDA device.
+    #[error(transparent)]
+    Cuda(#[from] speedread_cuda::Error),
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,

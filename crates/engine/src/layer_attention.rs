@@ -4,7 +4,8 @@ use speedread_attention::compare::{Deviation, Plan, compare};
 use speedread_attention::{Element, Options, Pattern, Rows, SparseIndex, build_indexes};
 
 use crate::Result;
-use crate::kv_cache::{KvCache, View};
+use crate::backend::HostView;
+use crate::kv_cache::View;
 
 /// Queries, keys and values of one layer after rotary embedding. [`Session::visit_layers`](crate::session::Session::visit_layers) shows
 /// one after another.
@@ -14,8 +15,7 @@ pub struct LayerAttention<'a> {
     pub layer: usize,
     pub(crate) heads: usize,
     pub(crate) rows: usize,
-    pub(crate) q: &'a [f32],
-    pub(crate) cache: &'a KvCache,
+    pub(crate) view: HostView<'a>,
     pub(crate) options: Options<'a>,
 }
 
@@ -28,9 +28,9 @@ impl LayerAttention<'_> {
     /// Copies of the queries of a query head and of the keys it sees, each `[rows, head dim]`.
     pub fn head(&self, head: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let q = self.query_rows()?;
-        let kv_head = head / (self.heads / self.cache.shape().heads);
+        let kv_head = head / (self.heads / self.view.cache().shape().heads);
         let queries = (0..self.rows).flat_map(|row| q.row(row, head)).copied().collect();
-        let keys = match self.view()? {
+        let keys = match self.keys_and_values()? {
             View::F32(k, _) => widen_head(k, kv_head),
             View::F16(k, _) => widen_head(k, kv_head),
             View::Bf16(k, _) => widen_head(k, kv_head),
@@ -41,7 +41,7 @@ impl LayerAttention<'_> {
     /// How each of some plans strays from dense attention, `[plan][query head]`, over `query_tiles` query tiles: see [`compare`].
     pub fn compare(&self, plans: &[Vec<Plan<'_>>], query_tiles: usize) -> Result<Vec<Vec<Deviation>>> {
         let q = self.query_rows()?;
-        Ok(match self.view()? {
+        Ok(match self.keys_and_values()? {
             View::F32(k, v) => compare(q, k, v, plans, query_tiles, &self.options),
             View::F16(k, v) => compare(q, k, v, plans, query_tiles, &self.options),
             View::Bf16(k, v) => compare(q, k, v, plans, query_tiles, &self.options),
@@ -52,7 +52,7 @@ impl LayerAttention<'_> {
     pub fn indexes(&self, patterns: &[Pattern]) -> Result<Vec<SparseIndex>> {
         let options = Options { dense_fallback: false, ..self.options };
         let q = self.query_rows()?;
-        Ok(match self.view()? {
+        Ok(match self.keys_and_values()? {
             View::F32(k, _) => build_indexes(q, k, patterns, &options),
             View::F16(k, _) => build_indexes(q, k, patterns, &options),
             View::Bf16(k, _) => build_indexes(q, k, patterns, &options),
@@ -60,11 +60,11 @@ impl LayerAttention<'_> {
     }
 
     fn query_rows(&self) -> Result<Rows<'_, f32>> {
-        Ok(Rows::contiguous(self.q, self.rows, self.heads, self.cache.shape().dim)?)
+        Ok(Rows::contiguous(&self.view.q, self.rows, self.heads, self.view.cache().shape().dim)?)
     }
 
-    fn view(&self) -> Result<View<'_>> {
-        self.cache.view(self.layer, 0, self.cache.shape().heads, self.rows)
+    fn keys_and_values(&self) -> Result<View<'_>> {
+        self.view.cache().view(self.view.layer, 0, self.view.cache().shape().heads, self.rows)
     }
 }
 

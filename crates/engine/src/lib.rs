@@ -2,6 +2,7 @@
 pub mod backend;
 pub mod config;
 mod decoder;
+pub mod device;
 pub mod error;
 pub mod generate;
 pub mod gguf;
@@ -15,6 +16,7 @@ mod report;
 pub mod rope;
 pub mod sampler;
 pub mod session;
+pub mod synthetic;
 pub mod tokenizer;
 pub mod weights;
 

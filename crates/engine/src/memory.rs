@@ -1,8 +1,11 @@
 //! The memory a run will need, known and compared with what the machine has before anything is allocated.
 
+use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda::{CudaBackend, padded_dim};
 use crate::config::ModelConfig;
-use crate::decoder::{block_rows, workspace_numbers};
+use crate::decoder::{LOGITS_BLOCK, block_rows, workspace_numbers};
+use crate::device::DeviceKind;
 use crate::kv_cache::{CacheShape, KvType};
 use crate::rope::RotaryTable;
 use crate::session::SessionOptions;
@@ -22,31 +25,57 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan for a session. `weights` are the bytes of the model's tensors.
-    pub fn new(config: &ModelConfig, weights: u64, options: &SessionOptions) -> Self {
+    /// The plan for a session. `weights` are the bytes of the model's tensors, on the device.
+    pub fn new(config: &ModelConfig, weights: u64, options: &SessionOptions, device: DeviceKind) -> Self {
+        match device {
+            DeviceKind::Cpu => Self::on_cpu(config, weights, options),
+            DeviceKind::Cuda => Self::on_cuda(config, weights, options),
+        }
+    }
+
+    fn on_cpu(config: &ModelConfig, weights: u64, options: &SessionOptions) -> Self {
         let rows = options.chunk_rows();
-        let kv = CacheShape {
-            layers: config.layers,
-            heads: config.kv_heads,
-            dim: config.head_dim,
-            capacity: options.context,
-            kind: options.kv,
-        };
-        let (every_row, blocks) = workspace_numbers(config, rows);
+        let kv = options.cache_shape(config, DeviceKind::Cpu);
+        let [residual, queries, blocks] = workspace_numbers(config, rows, &CpuBackend::BLOCK);
         let heads = CpuBackend::kv_heads_per_call(config.kv_heads, config.group()) * config.group();
         let attended = (rows as u64).saturating_mul((heads * config.head_dim) as u64);
         let widest = config.hidden.max(config.q_dim()).max(config.feed_forward);
-        let products = CpuBackend::product_bytes(block_rows(config, rows), widest);
+        let products = CpuBackend::product_bytes(block_rows(config, rows, &CpuBackend::BLOCK), widest);
         // Attention's own working memory: gathered keys and values and an index per head in work; bounded by a few rows of each key.
         let index = (options.context as u64).saturating_mul(64 * rayon::current_num_threads() as u64);
         Self {
             weights,
             kv: kv.bytes().unwrap_or(u64::MAX),
-            activations: every_row.saturating_add(attended).saturating_mul(4),
+            activations: residual.saturating_add(queries).saturating_add(attended).saturating_mul(4),
             scratch: (blocks * 4)
                 .saturating_add(products)
                 .saturating_add(RotaryTable::bytes(rows, config.rope.dim / 2))
                 .saturating_add(config.vocab as u64 * 4)
+                .saturating_add(index),
+        }
+    }
+
+    fn on_cuda(config: &ModelConfig, weights: u64, options: &SessionOptions) -> Self {
+        let rows = options.chunk_rows();
+        // A size that no kernel takes is refused elsewhere.
+        let padded = padded_dim(config.head_dim).unwrap_or(config.head_dim);
+        let kv = CacheShape { dim: padded, ..options.cache_shape(config, DeviceKind::Cuda) };
+        let [residual, queries, blocks] = workspace_numbers(config, rows, &CudaBackend::BLOCK);
+        let wide_queries = (rows as u64).saturating_mul((config.heads * padded) as u64);
+        // Output of attention, as large as the queries; both again where heads are filled up.
+        let attended = if padded == config.head_dim { queries } else { wide_queries.saturating_mul(2) };
+        // Attention's work list, and masks of some columns, for every 128 rows of a head.
+        let index = (rows as u64 / 128 + 1).saturating_mul(config.heads as u64 * 1024);
+        Self {
+            weights,
+            kv: kv.bytes().unwrap_or(u64::MAX),
+            activations: residual
+                .saturating_mul(4)
+                .saturating_add(queries.saturating_mul(2))
+                .saturating_add(attended.saturating_mul(2)),
+            scratch: (blocks * 2)
+                .saturating_add(RotaryTable::bytes(rows, config.rope.dim / 2))
+                .saturating_add((LOGITS_BLOCK * config.vocab * 4) as u64)
                 .saturating_add(index),
         }
     }
@@ -58,15 +87,21 @@ impl MemoryPlan {
 }
 
 /// Compares a session's plan with `available` bytes; the error says what would fit.
-pub fn check(config: &ModelConfig, weights: u64, options: &SessionOptions, available: u64) -> Result<()> {
-    let plan = MemoryPlan::new(config, weights, options);
+pub fn check(
+    config: &ModelConfig,
+    weights: u64,
+    options: &SessionOptions,
+    device: DeviceKind,
+    available: u64,
+) -> Result<()> {
+    let plan = MemoryPlan::new(config, weights, options, device);
     if plan.total() <= available {
         return Ok(());
     }
-    let fits = |options: &SessionOptions| MemoryPlan::new(config, weights, options).total() <= available;
+    let fits = |options: &SessionOptions| MemoryPlan::new(config, weights, options, device).total() <= available;
     let mut advice = vec![];
     // The largest chunk that fits, then a smaller cache type, then both, then a shorter context.
-    let chunks = [16_384usize, 8192, 4096, 2048, 1024, 512];
+    let chunks = [262_144usize, 131_072, 65_536, 32_768, 16_384, 8192, 4096, 2048, 1024, 512];
     let chunked = |options: &SessionOptions| {
         chunks
             .into_iter()
@@ -78,8 +113,8 @@ pub fn check(config: &ModelConfig, weights: u64, options: &SessionOptions, avail
     if let Some(chunk) = chunked(options) {
         advice.push(format!("--chunk {chunk}"));
     }
-    if options.kv == KvType::F32 {
-        let half = SessionOptions { kv: KvType::F16, ..options.clone() };
+    if options.kv == Some(KvType::F32) {
+        let half = SessionOptions { kv: Some(KvType::F16), ..options.clone() };
         if fits(&half) {
             advice.push("--kv f16".into());
         } else if let (true, Some(chunk)) = (advice.is_empty(), chunked(&half)) {
@@ -91,7 +126,7 @@ pub fn check(config: &ModelConfig, weights: u64, options: &SessionOptions, avail
         let at = |context: usize| SessionOptions {
             context,
             chunk: Some(512.min(options.chunk_rows())),
-            kv: KvType::F16,
+            kv: Some(device.default_kv()),
             ..options.clone()
         };
         let (mut low, mut high) = (0, options.context);
@@ -100,6 +135,7 @@ pub fn check(config: &ModelConfig, weights: u64, options: &SessionOptions, avail
             if fits(&at(middle)) { low = middle } else { high = middle }
         }
         advice.push(match low {
+            0 if device == DeviceKind::Cuda => "a smaller model, or --device cpu".into(),
             0 => "a smaller model".into(),
             longest => format!("at most {longest} tokens with --chunk 512"),
         });
@@ -193,36 +229,45 @@ mod tests {
 
     const WEIGHTS: u64 = 485_000_000;
 
+    fn plan_of(options: &SessionOptions) -> MemoryPlan {
+        MemoryPlan::new(&config(), WEIGHTS, options, DeviceKind::Cpu)
+    }
+
     fn refused(options: &SessionOptions, available: u64) -> String {
-        check(&config(), WEIGHTS, options, available).unwrap_err().to_string()
+        check(&config(), WEIGHTS, options, DeviceKind::Cpu, available).unwrap_err().to_string()
     }
 
     #[test]
     fn the_plan_counts_what_it_says() {
-        let plan = MemoryPlan::new(&config(), WEIGHTS, &SessionOptions::new(32_768));
+        let plan = plan_of(&SessionOptions::new(32_768));
         assert_eq!(plan.weights, WEIGHTS);
         // 24 layers, 2 heads of 64, keys and values, 2 bytes: 12,288 bytes a token.
         assert_eq!(plan.kv, 32_768 * 12_288);
         // Residual stream and queries of every row, and at least one group's output.
         assert!(plan.activations >= 32_768 * 4 * (896 + 896 + 448));
         assert!(plan.scratch < 300_000_000);
-        let chunked =
-            MemoryPlan::new(&config(), WEIGHTS, &SessionOptions { chunk: Some(2048), ..SessionOptions::new(32_768) });
+        let chunked = plan_of(&SessionOptions { chunk: Some(2048), ..SessionOptions::new(32_768) });
         assert_eq!(chunked.kv, plan.kv);
         assert!(chunked.activations * 15 < plan.activations);
-        check(&config(), WEIGHTS, &SessionOptions::new(32_768), plan.total()).unwrap();
+        check(&config(), WEIGHTS, &SessionOptions::new(32_768), DeviceKind::Cpu, plan.total()).unwrap();
     }
 
     #[test]
     fn too_little_memory_says_what_would_fit() {
         let options = SessionOptions::new(32_768);
-        let plan = MemoryPlan::new(&config(), WEIGHTS, &options);
+        let plan = plan_of(&options);
         let error = refused(&options, plan.total() - 1);
         assert!(error.contains("--chunk 16384") && error.contains("32768 tokens"), "{error}");
         // What is offered does fit.
-        check(&config(), WEIGHTS, &SessionOptions { chunk: Some(16_384), ..options.clone() }, plan.total() - 1)
-            .unwrap();
-        let f32 = SessionOptions { kv: KvType::F32, ..options.clone() };
+        check(
+            &config(),
+            WEIGHTS,
+            &SessionOptions { chunk: Some(16_384), ..options.clone() },
+            DeviceKind::Cpu,
+            plan.total() - 1,
+        )
+        .unwrap();
+        let f32 = SessionOptions { kv: Some(KvType::F32), ..options.clone() };
         let error = refused(&f32, plan.total());
         assert!(error.contains("--kv f16"), "{error}");
         let error = refused(&options, 700_000_000);
@@ -231,9 +276,29 @@ mod tests {
     }
 
     #[test]
+    fn a_device_holds_16_bit_numbers_and_an_exact_residual_stream() {
+        let options = SessionOptions::new(1 << 20);
+        let plan = MemoryPlan::new(&config(), WEIGHTS, &options, DeviceKind::Cuda);
+        assert_eq!(plan.kv, 12_288 << 20);
+        // Residual stream, queries and their output: 896 numbers each of 4, 2 and 2 bytes.
+        assert_eq!(plan.activations, (896 * 8) << 20);
+        // Positions' cosines and sines are the largest part: 256 bytes a token.
+        assert!((256 << 20..1_200_000_000).contains(&plan.scratch), "{}", plan.scratch);
+        // Heads of 16 take the room of 64, in the cache and once more for queries and output.
+        let narrow = ModelConfig { head_dim: 16, ..config() };
+        let narrow = MemoryPlan::new(&narrow, WEIGHTS, &options, DeviceKind::Cuda);
+        assert_eq!(narrow.kv, plan.kv);
+        assert_eq!(narrow.activations, (896 * 4 + 14 * 16 * 2 + 14 * 64 * 4) << 20);
+        let error = check(&config(), WEIGHTS, &options, DeviceKind::Cuda, plan.total() - 1).unwrap_err().to_string();
+        assert!(error.contains("--chunk 262144"), "{error}");
+        let error = check(&config(), WEIGHTS, &options, DeviceKind::Cuda, WEIGHTS).unwrap_err().to_string();
+        assert!(error.contains("--device cpu"), "{error}");
+    }
+
+    #[test]
     fn absurd_contexts_do_not_overflow() {
-        let options = SessionOptions { kv: KvType::F32, ..SessionOptions::new(usize::MAX) };
-        assert_eq!(MemoryPlan::new(&config(), WEIGHTS, &options).total(), u64::MAX);
+        let options = SessionOptions { kv: Some(KvType::F32), ..SessionOptions::new(usize::MAX) };
+        assert_eq!(plan_of(&options).total(), u64::MAX);
         assert!(refused(&options, 16 << 30).contains("at most"));
     }
 

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::backend::cpu::CpuBackend;
-use crate::backend::cpu::gemm::Precision;
 use crate::config::{ModelConfig, RopeTensors};
-use crate::decoder::Decoder;
+use crate::device::{DeviceChoice, DeviceKind, Placed, Source};
 use crate::gguf::GgufFile;
 use crate::kv_cache::{CacheShape, KvType};
+use crate::memory::MemoryPlan;
 use crate::rope::{RopeScaling, RopeVariant};
+use crate::session::SessionOptions;
+use crate::synthetic;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -20,6 +21,8 @@ use crate::{Error, Result};
 pub struct ModelOptions {
     /// Stretches the context.
     pub rope_scaling: Option<RopeScaling>,
+    /// Where it is to run.
+    pub device: DeviceChoice,
 }
 
 /// A model, ready for sessions.
@@ -30,7 +33,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Its chat template, if it has one.
     pub chat_template: Option<ChatTemplate>,
-    pub(crate) decoder: Decoder<CpuBackend>,
+    pub(crate) placed: Placed,
+    device_note: Option<String>,
     eos_ids: Vec<u32>,
     path: PathBuf,
 }
@@ -86,13 +90,28 @@ impl Model {
         if let Some(scaling) = options.rope_scaling {
             parts.config.stretch(scaling)?;
         }
-        let decoder = Decoder::load(&parts.config, &parts.weights, &CpuBackend::new(Precision::default()))?;
+        let (placed, device_note) = Placed::load(options.device, &parts.config, &Source::Files(&parts.weights))?;
         let Parts { config, tokenizer, .. } = parts;
         let mut eos_ids = [&config.eos_ids, tokenizer.end_ids()].concat();
         eos_ids.sort_unstable();
         eos_ids.dedup();
         let chat_template = tokenizer.chat_template()?;
-        Ok(Self { config, tokenizer, chat_template, decoder, eos_ids, path: path.into() })
+        Ok(Self { config, tokenizer, chat_template, placed, device_note, eos_ids, path: path.into() })
+    }
+
+    /// A model of a real one's shape with random weights: one of [`synthetic::names`](crate::synthetic::names).
+    pub fn synthetic(name: &str, options: &ModelOptions) -> Result<Self> {
+        Self::with_random_weights(synthetic::config(name)?, synthetic::path(name), options)
+    }
+
+    /// A model of any shape with random weights.
+    pub fn with_random_weights(mut config: ModelConfig, path: PathBuf, options: &ModelOptions) -> Result<Self> {
+        if let Some(scaling) = options.rope_scaling {
+            config.stretch(scaling)?;
+        }
+        let (placed, device_note) = Placed::load(options.device, &config, &Source::Random)?;
+        let tokenizer = synthetic::tokenizer()?;
+        Ok(Self { config, tokenizer, chat_template: None, placed, device_note, eos_ids: vec![], path })
     }
 
     /// Where it was opened.
@@ -105,9 +124,34 @@ impl Model {
         &self.eos_ids
     }
 
-    /// Bytes of its weights.
+    /// Bytes of its weights, as stored.
     pub fn weight_bytes(&self) -> u64 {
-        self.decoder.bytes()
+        self.placed.stored_bytes()
+    }
+
+    /// The kind of device it runs on.
+    pub fn device(&self) -> DeviceKind {
+        self.placed.kind()
+    }
+
+    /// The name of the device it runs on; `None` for the CPU.
+    pub fn device_name(&self) -> Option<&str> {
+        self.placed.name()
+    }
+
+    /// Why it runs where it does, if that needs saying.
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
+    }
+
+    /// The memory that a session with these options takes on the model's device.
+    pub fn memory_plan(&self, options: &SessionOptions) -> MemoryPlan {
+        MemoryPlan::new(&self.config, self.placed.weight_bytes(), options, self.placed.kind())
+    }
+
+    /// Bytes that the weights and a session may take on the model's device; `None` where nobody knows.
+    pub fn available_memory(&self) -> Result<Option<u64>> {
+        self.placed.available()
     }
 
     /// What tells its weights from another model's, in hexadecimal. Every quantisation of the same weights has the same: it hashes the shape
@@ -117,7 +161,7 @@ impl Model {
         let shape = [config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim, config.vocab];
         let mut hash = Sha256::new();
         shape.iter().for_each(|&number| hash.update((number as u64).to_le_bytes()));
-        hash.update(self.decoder.norms_hash());
+        hash.update(self.placed.norms_hash());
         // 64 bits are plenty to tell models apart, and fit a line.
         hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -136,7 +180,7 @@ impl Model {
             name: config.name.clone(),
             fingerprint: self.fingerprint(),
             architecture: config.architecture.name().into(),
-            parameters: self.decoder.parameters(),
+            parameters: self.placed.parameters(),
             weight_bytes: self.weight_bytes(),
             layers: config.layers,
             hidden: config.hidden,

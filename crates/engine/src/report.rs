@@ -2,7 +2,7 @@
 
 use speedread_attention::HeadReport;
 
-use crate::decoder::Seconds;
+use crate::backend::{Phase, Seconds};
 
 /// How far a prefill is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,10 +68,10 @@ impl PrefillReport {
         Self {
             tokens,
             seconds,
-            linear_seconds: parts.linear,
-            index_seconds: parts.index,
-            attention_seconds: parts.attention,
-            other_seconds: parts.other,
+            linear_seconds: parts.of(Phase::Linear),
+            index_seconds: parts.of(Phase::Index),
+            attention_seconds: parts.of(Phase::Attention),
+            other_seconds: parts.of(Phase::Other),
             tiles: sum(|head| head.tiles),
             dense_tiles: sum(|head| head.dense_tiles),
             layers,

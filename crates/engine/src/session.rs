@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use speedread_attention::{Audit, HeadReport, Options, Pattern, PatternTable};
 
-use crate::backend::Backend;
 pub use crate::backend::cpu::gemm::Precision;
-use crate::backend::cpu::{CpuBackend, CpuBuffer};
+use crate::backend::{HostView, PassReport, Phase, Seconds};
 use crate::config::ModelConfig;
-use crate::decoder::{BeforeAttention, LOGITS_BLOCK, Pass, PassReport, Seconds, Workspace, blocks};
-use crate::kv_cache::{CacheShape, KvCache, KvType};
+use crate::decoder::{BeforeAttention, LOGITS_BLOCK, Pass, blocks};
+use crate::device::{DeviceKind, Run};
+use crate::kv_cache::{CacheShape, KvType};
 pub use crate::layer_attention::LayerAttention;
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
@@ -37,8 +37,8 @@ pub enum AttentionChoice {
 pub struct SessionOptions {
     /// Tokens the session can hold: everything read and everything generated.
     pub context: usize,
-    /// Element type of the key/value cache.
-    pub kv: KvType,
+    /// Element type of the key/value cache; `None` = [`DeviceKind::default_kv`].
+    pub kv: Option<KvType>,
     /// Tokens of a prompt that go through the model at a time; `None` = all.
     pub chunk: Option<usize>,
     /// Which keys prefill looks at; decode steps look at all.
@@ -56,7 +56,7 @@ impl SessionOptions {
     pub fn new(context: usize) -> Self {
         Self {
             context,
-            kv: KvType::default(),
+            kv: None,
             chunk: None,
             attention: AttentionChoice::default(),
             dense_fallback: true,
@@ -68,6 +68,22 @@ impl SessionOptions {
     /// Rows of the largest chunk.
     pub(crate) fn chunk_rows(&self) -> usize {
         self.chunk.unwrap_or(self.context).clamp(1, self.context.max(1))
+    }
+
+    /// Element type of the cache on a device.
+    pub fn cache_type(&self, device: DeviceKind) -> KvType {
+        self.kv.unwrap_or(device.default_kv())
+    }
+
+    /// The cache it needs on a device.
+    pub(crate) fn cache_shape(&self, config: &ModelConfig, device: DeviceKind) -> CacheShape {
+        CacheShape {
+            layers: config.layers,
+            heads: config.kv_heads,
+            dim: config.head_dim,
+            capacity: self.context,
+            kind: self.cache_type(device),
+        }
     }
 
     fn validate(&self, config: &ModelConfig) -> Result<()> {
@@ -108,9 +124,7 @@ pub struct Session<'m> {
     model: &'m Model,
     options: SessionOptions,
     plan: MemoryPlan,
-    backend: CpuBackend,
-    work: Workspace<CpuBackend>,
-    cache: KvCache,
+    runner: Box<dyn Run + 'm>,
     frequencies: (Vec<f64>, f64),
     len: usize,
     logits: Vec<f32>,
@@ -127,23 +141,14 @@ impl<'m> Session<'m> {
     pub fn new(model: &'m Model, options: SessionOptions) -> Result<Self> {
         let config = &model.config;
         options.validate(config)?;
-        if let Some(available) = memory::available() {
-            memory::check(config, model.weight_bytes(), &options, available)?;
+        let (placed, weights) = (&model.placed, model.placed.weight_bytes());
+        if let Some(available) = placed.available()? {
+            memory::check(config, weights, &options, placed.kind(), available)?;
         }
-        let backend = CpuBackend::new(options.precision);
-        let shape = CacheShape {
-            layers: config.layers,
-            heads: config.kv_heads,
-            dim: config.head_dim,
-            capacity: options.context,
-            kind: options.kv,
-        };
         Ok(Self {
-            plan: MemoryPlan::new(config, model.weight_bytes(), &options),
-            work: Workspace::new(&backend, config, options.chunk_rows())?,
-            cache: backend.cache(shape)?,
+            plan: MemoryPlan::new(config, weights, &options, placed.kind()),
+            runner: placed.runner(config, &options)?,
             frequencies: config.rope.frequencies(options.context),
-            backend,
             model,
             options,
             len: 0,
@@ -197,14 +202,13 @@ impl<'m> Session<'m> {
         cancel: &AtomicBool,
     ) -> Result<PrefillReport> {
         let began = Instant::now();
-        let (mut parts, reports) =
-            self.run(ids, &mut |_, _, _| Ok(ControlFlow::Continue(())), observer, cancel, &mut |_, _| Ok(()))?;
+        let (mut parts, reports) = self.run(ids, None, observer, cancel, &mut |_, _| Ok(()))?;
         let head = Instant::now();
         let last = (ids.len() - 1) % self.options.chunk_rows();
         self.logits.resize(self.model.config.vocab, 0.0);
-        self.model.decoder.logits(&mut self.backend, &mut self.work, last..last + 1, &mut self.logits)?;
+        self.runner.logits(last..last + 1, &mut self.logits)?;
         self.len += ids.len();
-        parts.linear += head.elapsed().as_secs_f64();
+        parts.add(Phase::Linear, head.elapsed().as_secs_f64());
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
     }
 
@@ -219,19 +223,17 @@ impl<'m> Session<'m> {
     ) -> Result<PrefillReport> {
         let began = Instant::now();
         let vocab = self.model.config.vocab;
-        let decoder = &self.model.decoder;
         let mut buffer = vec![0.0; LOGITS_BLOCK.min(ids.len()) * vocab];
         let mut last = vec![];
-        let (parts, reports) =
-            self.run(ids, &mut |_, _, _| Ok(ControlFlow::Continue(())), observer, cancel, &mut |session, chunk| {
-                for block in blocks(chunk.len(), LOGITS_BLOCK) {
-                    let out = &mut buffer[..block.len() * vocab];
-                    decoder.logits(&mut session.backend, &mut session.work, block.clone(), out)?;
-                    rows(chunk.start + block.start, out);
-                    last = out[out.len() - vocab..].to_vec();
-                }
-                Ok(())
-            })?;
+        let (parts, reports) = self.run(ids, None, observer, cancel, &mut |session, chunk| {
+            for block in blocks(chunk.len(), LOGITS_BLOCK) {
+                let out = &mut buffer[..block.len() * vocab];
+                session.runner.logits(block.clone(), out)?;
+                rows(chunk.start + block.start, out);
+                last = out[out.len() - vocab..].to_vec();
+            }
+            Ok(())
+        })?;
         self.logits = last;
         self.len += ids.len();
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
@@ -254,31 +256,24 @@ impl<'m> Session<'m> {
             ));
         }
         let (config, isa) = (&self.model.config, self.options.precision.attention());
-        let mut look = |layer: usize, q: &CpuBuffer, cache: &KvCache| {
+        let mut look = |layer: usize, view: HostView<'_>| {
             let options = Options { cancel: Some(cancel), isa, window: config.window(layer), ..Options::default() };
-            visit(LayerAttention {
-                layer,
-                heads: config.heads,
-                rows: ids.len(),
-                q: q.rows(0..ids.len()),
-                cache,
-                options,
-            })
+            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), view, options })
         };
-        self.run(ids, &mut look, observer, cancel, &mut |_, _| Ok(())).map(|_| ())
+        self.run(ids, Some(&mut look), observer, cancel, &mut |_, _| Ok(())).map(|_| ())
     }
 
     /// Reads one token and returns the logits after it.
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
         self.check_request(&[id])?;
         let rotary = (&self.frequencies.0[..], self.frequencies.1);
-        let (decoder, backend, work, cache) = (&self.model.decoder, &mut self.backend, &mut self.work, &mut self.cache);
-        let (position, vocab, logits) = (self.len, self.model.config.vocab, &mut self.logits);
+        let (runner, logits) = (&mut self.runner, &mut self.logits);
+        let (position, vocab) = (self.len, self.model.config.vocab);
         // Inside the thread pool: a step is hundreds of small parallel loops, and each would be handed over to the pool by itself.
         rayon::scope(|_| {
-            decoder.decode(backend, work, cache, id, position, rotary)?;
+            runner.decode(id, position, rotary)?;
             logits.resize(vocab, 0.0);
-            decoder.logits(backend, work, 0..1, logits)
+            runner.logits(0..1, logits)
         })?;
         self.len += 1;
         Ok(&self.logits)
@@ -309,7 +304,7 @@ impl<'m> Session<'m> {
     fn run(
         &mut self,
         ids: &[u32],
-        before_attention: BeforeAttention<'_, CpuBackend>,
+        mut before_attention: Option<BeforeAttention<'_>>,
         observer: &mut dyn FnMut(Progress),
         cancel: &AtomicBool,
         after: &mut dyn FnMut(&mut Self, std::ops::Range<usize>) -> Result<()>,
@@ -354,16 +349,11 @@ impl<'m> Session<'m> {
                     isa: self.options.precision.attention(),
                     ..Options::default()
                 },
-                before_attention: &mut *before_attention,
+                before_attention: before_attention.as_mut().map(|look| &mut **look as BeforeAttention<'_>),
                 observe: &mut observe,
             };
-            let decoder = &self.model.decoder;
-            let PassReport { seconds, layers } =
-                decoder.prefill(&mut self.backend, &mut self.work, &mut self.cache, part, pass)?;
-            total.linear += seconds.linear;
-            total.index += seconds.index;
-            total.attention += seconds.attention;
-            total.other += seconds.other;
+            let PassReport { seconds, layers } = self.runner.prefill(part, pass)?;
+            total.add_all(&seconds);
             reports.push(layers);
             after(self, first..first + part.len())?;
         }

@@ -65,7 +65,7 @@ fn check(name: &str, required: bool) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/real").join(format!("{name}.json"));
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(golden).unwrap()).unwrap();
     let exact = SessionOptions {
-        kv: KvType::F32,
+        kv: Some(KvType::F32),
         attention: AttentionChoice::Dense,
         precision: Precision::F32,
         ..SessionOptions::new(1)

@@ -28,7 +28,7 @@ fn model(name: &str) -> Model {
 /// f32 throughout, dense, so that different ways to the same numbers agree closely.
 fn exact(context: usize) -> SessionOptions {
     SessionOptions {
-        kv: KvType::F32,
+        kv: Some(KvType::F32),
         attention: AttentionChoice::Dense,
         precision: Precision::F32,
         ..SessionOptions::new(context)
@@ -113,7 +113,7 @@ fn half_precision_caches_stay_close() {
     let whole = logits_of(&model, exact(200), &ids);
     // The model's logits are about 1 in size; the cache types keep 11 and 8 bits.
     for (kv, most) in [(KvType::F16, 5e-3), (KvType::Bf16, 4e-2)] {
-        let found = difference(&whole, &logits_of(&model, SessionOptions { kv, ..exact(200) }, &ids));
+        let found = difference(&whole, &logits_of(&model, SessionOptions { kv: Some(kv), ..exact(200) }, &ids));
         assert!(found > 0.0 && found < most, "{kv}: {found}");
     }
 }
@@ -201,7 +201,7 @@ fn an_interrupted_prefill_leaves_the_session_as_it_was() {
 
 #[test]
 fn a_stretched_context_is_longer_and_reads_differently() {
-    let options = ModelOptions { rope_scaling: Some("yarn:4".parse().unwrap()) };
+    let options = ModelOptions { rope_scaling: Some("yarn:4".parse().unwrap()), ..ModelOptions::default() };
     let stretched = model_of("llama2", |_| {}, &options).unwrap();
     assert_eq!(stretched.config.context, 2048);
     let ids = prompt(100, 272);

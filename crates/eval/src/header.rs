@@ -54,6 +54,14 @@ pub struct ModelIdentity {
     /// Its rotary embedding in words, --rope-scaling included.
     #[serde(default)]
     pub rope: String,
+    /// Kind of device it ran on.
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+/// The device of files that do not say.
+fn cpu() -> String {
+    "cpu".into()
 }
 
 /// A file of samples, texts or prompts.
@@ -91,7 +99,7 @@ impl Header {
             version: env!("CARGO_PKG_VERSION").into(),
             kind: kind.into(),
             model: ModelIdentity::of(model)?,
-            settings: settings.iter().map(Setting::identity).collect::<Result<_>>()?,
+            settings: settings.iter().map(|setting| setting.identity(model.device())).collect::<Result<_>>()?,
             data: data.iter().map(|path| DataIdentity::of(path)).collect::<Result<_>>()?,
             prompts: prompts.map(DataIdentity::of).transpose()?,
             parameters,
@@ -113,7 +121,9 @@ impl Header {
         }
         if !self.model.is_same(&other.model) {
             let (was, is) = (self.model.path.display(), other.model.path.display());
-            return Some(format!("it is of another model or another --rope-scaling (it was {was}, now it is {is})"));
+            return Some(format!(
+                "it is of another model, another --device or another --rope-scaling (it was {was}, now it is {is})"
+            ));
         }
         if hashes(self) != hashes(other) {
             let moved = self.data.iter().zip(&other.data).find(|(a, b)| a.sha256 != b.sha256);
@@ -168,12 +178,16 @@ impl ModelIdentity {
             bytes = size(path)?;
         }
         let ModelFacts { name, fingerprint, context, rope, .. } = model.facts();
-        Ok(ModelIdentity { path: path.to_owned(), name, bytes, fingerprint, context, rope })
+        let device = model.device().to_string();
+        Ok(ModelIdentity { path: path.to_owned(), name, bytes, fingerprint, context, rope, device })
     }
 
     /// Whether it is the same model, read in the same way, wherever it is.
     pub fn is_same(&self, other: &ModelIdentity) -> bool {
-        let key = |model: &ModelIdentity| (model.fingerprint.clone(), model.bytes, model.context, model.rope.clone());
+        let key = |model: &ModelIdentity| {
+            let ModelIdentity { fingerprint, bytes, context, rope, device, .. } = model.clone();
+            (fingerprint, bytes, context, rope, device)
+        };
         key(self) == key(other)
     }
 }
@@ -221,6 +235,7 @@ pub(crate) mod tests {
                 fingerprint: "f".into(),
                 context: 4,
                 rope: "plain".into(),
+                device: cpu(),
             },
             settings: vec![setting("dense"), setting("auto")],
             data: vec![DataIdentity { path: "d.jsonl".into(), sha256: "s".into() }],

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use speedread_attention::PatternFile;
+use speedread_engine::device::DeviceKind;
 use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, SessionOptions};
 
@@ -59,16 +60,16 @@ impl Setting {
         Ok(Setting { patterns: Some(path.to_owned()), ..Setting::new(name, attention, base) })
     }
 
-    /// What a file of results remembers of it.
+    /// What a file of results remembers of it, where it runs on a device of this kind.
     ///
     /// # Errors
     /// When its pattern file cannot be read.
-    pub fn identity(&self) -> Result<SettingIdentity> {
+    pub fn identity(&self, device: DeviceKind) -> Result<SettingIdentity> {
         Ok(SettingIdentity {
             name: self.name.clone(),
             patterns_sha256: self.patterns.as_deref().map(sha256).transpose()?,
             chunk: self.options.chunk,
-            kv: self.options.kv.to_string(),
+            kv: self.options.cache_type(device).to_string(),
             precision: format!("{:?}", self.options.precision).to_lowercase(),
             dense_fallback: self.options.dense_fallback,
         })

@@ -3,6 +3,7 @@
 use speedread_cuda::{Device, Error as CudaError, Function, KernelArg, Stream, TensorMap, ViewMut};
 
 use super::TILE;
+use super::decode::DecodeKernels;
 use super::plan::DevicePlan;
 use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
 use crate::Error;
@@ -24,10 +25,18 @@ const STORED_ROWS: usize = 64;
 /// The attention kernels, loaded on one device.
 #[derive(Debug, Clone)]
 pub struct Attention {
-    multiprocessors: u32,
+    pub(super) multiprocessors: u32,
     bf16: [Function; 3],
     f16: [Function; 3],
     gather: Function,
+    pub(super) decode_bf16: DecodeKernels,
+    pub(super) decode_f16: DecodeKernels,
+}
+
+/// The function for a head dim.
+pub(super) fn of_dim(functions: &[Function; 3], dim: usize) -> Result<&Function, Error> {
+    let unknown = || Error::Shape(format!("head dim {dim}: the CUDA kernels are made for {HEAD_DIMS:?}"));
+    HEAD_DIMS.iter().position(|&d| d == dim).map(|i| &functions[i]).ok_or_else(unknown)
 }
 
 /// Mirror of `AttentionParams` in `kernels/work.cuh`.
@@ -88,6 +97,8 @@ impl Attention {
             bf16: load(BF16, "bf16")?,
             f16: load(F16, "f16")?,
             gather: device.load(GATHER)?.function("gather_columns", 0)?,
+            decode_bf16: DecodeKernels::load(device, "bf16")?,
+            decode_f16: DecodeKernels::load(device, "f16")?,
         })
     }
 
@@ -124,10 +135,7 @@ impl Attention {
                 return Err(Error::Shape(format!("{what} of rows, heads, dim {has:?}; the plan needs {needs:?}")));
             }
         }
-        let functions = if T::NAME == "bf16" { &self.bf16 } else { &self.f16 };
-        let Some(function) = HEAD_DIMS.iter().position(|&d| d == dim).map(|i| &functions[i]) else {
-            return Err(Error::Shape(format!("head dim {dim}: the CUDA kernels are made for {HEAD_DIMS:?}")));
-        };
+        let function = of_dim(if T::NAME == "bf16" { &self.bf16 } else { &self.f16 }, dim)?;
         if let Some(lse) = lse.as_ref().filter(|lse| lse.len() != plan.heads * plan.rows) {
             return Err(Error::Shape(format!(
                 "the log-sum-exp has {} elements, {} are needed",

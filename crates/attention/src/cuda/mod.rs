@@ -5,14 +5,17 @@
 //! copy engine.
 //!
 //! [`prefill`] is the whole way for data on the host, with the shapes and options of [`crate::prefill`]; indexes are estimated on the
-//! host. Data on the device goes through [`Attention::attend`].
+//! host. Data on the device goes through [`Attention::attend`], a decode step's
+//! through [`Attention::decode`].
 
 mod attention;
+mod decode;
 mod plan;
 mod prefill;
 mod tensor;
 
 pub use attention::{Attention, HEAD_DIMS};
+pub use decode::DecodeWorkspace;
 pub use plan::{ColumnTile, DevicePlan, Plan, WorkItem};
 pub use prefill::prefill;
 pub use tensor::{AttentionElement, DeviceRows, DeviceRowsMut};

@@ -57,7 +57,13 @@ impl<'a, T: AttentionElement> DeviceRows<'a, T> {
     pub fn contiguous(data: View<'a, T>, rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
         Self::new(data, rows, heads, dim, heads * dim, dim)
     }
-    /// The memory viewed.
+    /// The last `count` rows, or all if there are fewer; `count` is at least 1.
+    pub fn tail(self, count: usize) -> Self {
+        let rows = self.tensor.rows.min(count.max(1));
+        let skipped = (self.tensor.rows - rows) * self.tensor.row_stride * size_of::<T>();
+        Self { tensor: Tensor { address: self.tensor.address + skipped as u64, rows, ..self.tensor }, ..self }
+    }
+    /// The memory viewed; [`tail`](Self::tail) does not shorten it.
     pub fn data(&self) -> View<'a, T> {
         self.data
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use speedread_attention::{FORMS, Pattern, PatternFile};
+use speedread_engine::device::DeviceChoice;
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::model::Model;
 use speedread_engine::rope::RopeScaling;
@@ -100,6 +101,9 @@ pub struct ModelArgs {
     pub model: String,
     #[command(flatten)]
     pub rope: RopeArgs,
+    /// Where to run: auto (the first CUDA device that can be used, else the CPU), cpu, cuda or cuda:NUMBER
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
 }
 
 #[derive(Debug, Args)]
@@ -147,9 +151,9 @@ pub struct ReadingArgs {
     /// Send the prompt through the model N tokens at a time: less memory, a little slower
     #[arg(long, value_name = "N")]
     pub chunk: Option<NonZeroUsize>,
-    /// Element type of the key/value cache: f32, f16 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub kv: KvType,
+    /// Element type of the key/value cache: f32, f16 or bf16 [default: f16 on the CPU, bf16 on CUDA devices]
+    #[arg(long, value_name = "TYPE")]
+    pub kv: Option<KvType>,
     /// Arithmetic of prefill's products: auto (bf16 where the processor has instructions for it, else f32) or f32
     #[arg(long, value_name = "P", default_value = "auto", value_parser = parse_precision)]
     pub precision: Precision,

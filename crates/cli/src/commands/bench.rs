@@ -42,7 +42,7 @@ struct Row {
 }
 
 pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let model = open_model(&args.model.model, &args.model.rope, interrupt)?;
+    let model = open_model(&args.model, interrupt)?;
     let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
     let longest = lengths.iter().copied().max().context("no lengths")?;
     if longest > model.config.context {

@@ -12,7 +12,7 @@ use crate::context::{Interrupt, open_model};
 use crate::output;
 
 pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let model = open_model(&args.model.model, &args.model.rope, interrupt)?;
+    let model = open_model(&args.model, interrupt)?;
     if args.attention_map.is_some() {
         return attention_map::run(&model, &args, interrupt);
     }
@@ -20,11 +20,11 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let context = args.context.map_or(facts.context, |n| n.get());
     let mut options = args.prefill.session(&model, context)?;
     let patterns = args.prefill.patterns.as_deref().map(PatternFile::read).transpose()?;
-    let whole = MemoryPlan::new(&model.config, model.weight_bytes(), &options);
+    let whole = model.memory_plan(&options);
     options.chunk = options.chunk.or(Some(4096.min(context)));
-    let chunked = MemoryPlan::new(&model.config, model.weight_bytes(), &options);
+    let chunked = model.memory_plan(&options);
     let chunk = options.chunk.unwrap_or(context);
-    let available = memory::available();
+    let available = model.available_memory()?;
 
     if args.json {
         let plan = |plan: &MemoryPlan, chunk: usize| {

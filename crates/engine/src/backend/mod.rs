@@ -5,15 +5,69 @@
 //! `tokens x feed-forward` numbers at a time.
 
 pub mod cpu;
+pub mod cuda;
+mod phases;
 
-use std::ops::Range;
+use std::borrow::Cow;
+use std::ops::{Range, RangeInclusive};
 
-use speedread_attention::{Options, Pattern, Report};
+use speedread_attention::{Options, Pattern};
 
 use crate::Result;
-use crate::kv_cache::CacheShape;
+use crate::kv_cache::{CacheShape, KvCache};
 use crate::rope::RopeLayout;
 use crate::weights::Matrix;
+pub(crate) use phases::HostClock;
+pub use phases::{PassReport, Phase, Seconds};
+
+/// How much of a wide layer a device wants to work on at a time.
+#[derive(Debug, Clone)]
+pub struct BlockSize {
+    /// Bytes that a block may take, counted as f32.
+    pub bytes: usize,
+    /// Bounds of its rows.
+    pub rows: RangeInclusive<usize>,
+}
+
+/// What a buffer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The residual stream. Every layer adds to it, and a few of its components grow a thousand times larger than the rest, so every
+    /// device keeps it in f32.
+    Residual,
+    /// Anything else: the input or output of a product, in the device's type for these.
+    Activations,
+}
+
+/// Queries, and the layer of a cache that holds their keys and values, in host memory.
+#[derive(Debug)]
+pub struct HostView<'a> {
+    /// `[rows, query heads, head dim]`
+    pub q: Cow<'a, [f32]>,
+    /// The keys and values.
+    pub cache: HostCache<'a>,
+    /// The layer of the cache.
+    pub layer: usize,
+}
+
+/// A cache that the host has, or a copy made for it.
+#[derive(Debug)]
+pub enum HostCache<'a> {
+    /// The session's own.
+    Own(&'a KvCache),
+    /// One layer, copied.
+    Copy(KvCache),
+}
+
+impl HostView<'_> {
+    /// The cache.
+    pub fn cache(&self) -> &KvCache {
+        match &self.cache {
+            HostCache::Own(cache) => cache,
+            HostCache::Copy(cache) => cache,
+        }
+    }
+}
 
 /// The numbers [`Backend::rope_append`] needs about heads.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +89,12 @@ pub struct Product<'a, B: Backend> {
 }
 
 /// A device. Implementations own their scratch memory, so methods take `&mut self`; weights are shared.
-pub trait Backend: Sized {
+///
+/// A device may run its operations later, in the order they were asked for, and then an error of one may show in a later one. What
+/// returns numbers to the host ([`logits`](Self::logits), [`read`](Self::read), [`finish`](Self::finish)) waits for them.
+pub trait Backend: Sized + Send {
+    /// How the wide layers are cut into blocks of rows.
+    const BLOCK: BlockSize;
     /// Rows of activations, `[rows, columns]`.
     type Buffer: Send;
     /// A weight matrix with its bias, if any.
@@ -45,12 +104,32 @@ pub trait Backend: Sized {
     /// The key/value cache of a session.
     type Cache: Send;
 
+    /// Starts a pass: its clock, and the reports of its attention.
+    fn begin(&mut self) -> Result<()>;
+    /// What was done since the last mark counts as `phase`.
+    fn mark(&mut self, phase: Phase) -> Result<()>;
+    /// A layer is complete. A device that runs behind the host lets the host be no more than a layer ahead, so that progress is
+    /// true and an interruption takes effect soon.
+    fn layer_done(&mut self) -> Result<()>;
+    /// Ends a pass.
+    fn finish(&mut self) -> Result<PassReport>;
+
     /// Takes a weight matrix (`[outputs, inputs]`) and its bias.
     fn upload_linear(&self, weight: Matrix, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
+    /// A matrix (`[outputs, inputs]`) of random numbers between `-range` and `range`: those of the numbers `first ..` of
+    /// [`crate::synthetic`].
+    fn random_linear(
+        &self,
+        rows: usize,
+        columns: usize,
+        first: u64,
+        range: f32,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self::Linear>;
     /// Takes a vector of weights.
     fn upload_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Allocates a buffer.
-    fn buffer(&self, rows: usize, columns: usize) -> Result<Self::Buffer>;
+    fn buffer(&self, rows: usize, columns: usize, role: Role) -> Result<Self::Buffer>;
     /// Allocates a cache.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
 
@@ -80,8 +159,8 @@ pub trait Backend: Sized {
     fn linear(&mut self, x: &Self::Buffer, rows: Range<usize>, products: &mut [Product<'_, Self>]) -> Result<()>;
     /// `out[row + i] += weight x[rows.start + i] + bias`: a projection that joins the residual stream.
     fn linear_add(&mut self, x: &Self::Buffer, rows: Range<usize>, product: Product<'_, Self>) -> Result<()>;
-    /// Rotates the queries `q[rows]` and as many keys `k[0..]` in place, and appends keys and values to the cache at `position`.
-    /// `rows` count from the first position given to [`rotary`](Self::rotary).
+    /// Rotates the queries `q[rows]` in place and as many keys `k[0..]`, and appends keys and values to the cache at `position`; what `k`
+    /// holds afterwards is left open. `rows` count from the first position given to [`rotary`](Self::rotary).
     #[allow(clippy::too_many_arguments)]
     fn rope_append(
         &mut self,
@@ -95,7 +174,7 @@ pub trait Backend: Sized {
         position: usize,
     ) -> Result<()>;
     /// Replaces the first `rows` rows of `q` by causal attention over the first `len` positions of the cache; the last query stands at
-    /// position `len - 1`.
+    /// position `len - 1`. What the heads did, and the seconds it took, are part of the pass's report.
     #[allow(clippy::too_many_arguments)]
     fn attend(
         &mut self,
@@ -106,7 +185,7 @@ pub trait Backend: Sized {
         len: usize,
         patterns: &[Pattern],
         options: &Options<'_>,
-    ) -> Result<Report>;
+    ) -> Result<()>;
     /// [`attend`](Self::attend) for one new token: dense over the nearest `window` keys (`None` = all), without a report.
     fn decode_attend(
         &mut self,
@@ -122,4 +201,16 @@ pub trait Backend: Sized {
     fn add(&mut self, x: &mut Self::Buffer, rows: Range<usize>, y: &Self::Buffer) -> Result<()>;
     /// The logits of the first `rows` rows of `x`: `out` is `[rows, vocabulary]`, in host memory.
     fn logits(&mut self, weight: &Self::Linear, x: &Self::Buffer, rows: usize, out: &mut [f32]) -> Result<()>;
+    /// The first `rows` rows of a buffer.
+    fn read(&mut self, x: &Self::Buffer, rows: usize) -> Result<Vec<f32>>;
+    /// The first `rows` queries and the first `len` positions of a layer's keys and values where the host reads them: copies, where the
+    /// device's memory is its own.
+    fn host_view<'a>(
+        &mut self,
+        q: &'a Self::Buffer,
+        rows: usize,
+        cache: &'a Self::Cache,
+        layer: usize,
+        len: usize,
+    ) -> Result<HostView<'a>>;
 }

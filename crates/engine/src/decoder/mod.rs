@@ -4,28 +4,24 @@
 //! residual stream `x` and the queries `q` (which attention replaces by its output) exist for every row, everything wider exists for one
 //! block. A decode step is the same with one row.
 
+mod synthetic;
 mod weights;
 
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
-use speedread_attention::{HeadReport, Options, Pattern};
+use speedread_attention::{Options, Pattern};
 
-use crate::backend::{Backend, HeadShape, Product};
+use crate::backend::{Backend, BlockSize, HeadShape, HostView, PassReport, Phase, Product, Role};
 use crate::config::ModelConfig;
-use crate::weights::Weights;
+use crate::device::Source;
 use crate::{Error, Result};
 use weights::{DecoderWeights, LayerWeights};
 
-/// Bytes that the feed-forward layer's block may take, and the bounds of its rows.
-const BLOCK_BYTES: usize = 64 << 20;
-const BLOCK_ROWS: std::ops::RangeInclusive<usize> = 256..=4096;
-
-/// Rows that go through the wide layers at a time: as many as memory allows, because every product widens its weights once per block.
-pub(crate) fn block_rows(config: &ModelConfig, rows: usize) -> usize {
+/// Rows that go through the wide layers at a time.
+pub(crate) fn block_rows(config: &ModelConfig, rows: usize, size: &BlockSize) -> usize {
     let row = 4 * (2 * config.feed_forward + 2 * config.kv_dim() + 2 * config.hidden);
-    (BLOCK_BYTES / row).clamp(*BLOCK_ROWS.start(), *BLOCK_ROWS.end()).min(rows)
+    (size.bytes / row).clamp(*size.rows.start(), *size.rows.end()).min(rows)
 }
 
 /// Rows whose logits are computed at a time when all are wanted.
@@ -58,42 +54,34 @@ pub(crate) struct Workspace<B: Backend> {
 impl<B: Backend> Workspace<B> {
     /// Buffers for chunks of up to `rows` rows.
     pub(crate) fn new(backend: &B, config: &ModelConfig, rows: usize) -> Result<Self> {
-        let block = block_rows(config, rows);
+        let block = block_rows(config, rows, &B::BLOCK);
+        let activations = |rows, columns| backend.buffer(rows, columns, Role::Activations);
         Ok(Self {
-            x: backend.buffer(rows, config.hidden)?,
-            q: backend.buffer(rows, config.q_dim())?,
-            normed: backend.buffer(block, config.hidden)?,
-            k: backend.buffer(block, config.kv_dim())?,
-            v: backend.buffer(block, config.kv_dim())?,
-            gate: backend.buffer(block, config.feed_forward)?,
-            up: backend.buffer(block, config.feed_forward)?,
-            delta: backend.buffer(block, config.hidden)?,
+            x: backend.buffer(rows, config.hidden, Role::Residual)?,
+            q: activations(rows, config.q_dim())?,
+            normed: activations(block, config.hidden)?,
+            k: activations(block, config.kv_dim())?,
+            v: activations(block, config.kv_dim())?,
+            gate: activations(block, config.feed_forward)?,
+            up: activations(block, config.feed_forward)?,
+            delta: activations(block, config.hidden)?,
         })
     }
 }
 
-/// Numbers a workspace of `rows` rows holds.
-pub(crate) fn workspace_numbers(config: &ModelConfig, rows: usize) -> (u64, u64) {
-    let block = block_rows(config, rows) as u64;
-    let every_row = (rows as u64).saturating_mul((config.hidden + config.q_dim()) as u64);
-    (every_row, block * 2 * (config.hidden + config.kv_dim() + config.feed_forward) as u64)
+/// Numbers that a workspace of `rows` rows holds: of the residual stream, of the queries, and of the blocks.
+pub(crate) fn workspace_numbers(config: &ModelConfig, rows: usize, size: &BlockSize) -> [u64; 3] {
+    let block = block_rows(config, rows, size) as u64;
+    let every_row = |columns: usize| (rows as u64).saturating_mul(columns as u64);
+    let blocks = block * 2 * (config.hidden + config.kv_dim() + config.feed_forward) as u64;
+    [every_row(config.hidden), every_row(config.q_dim()), blocks]
 }
 
-/// Wall-clock seconds of a pass by what they went to.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Seconds {
-    pub linear: f64,
-    pub index: f64,
-    pub attention: f64,
-    pub other: f64,
-}
-
-/// Called before the attention of each layer, with the layer's queries and the cache that holds its keys and values; may end the pass.
-pub(crate) type BeforeAttention<'a, B> =
-    &'a mut dyn FnMut(usize, &<B as Backend>::Buffer, &<B as Backend>::Cache) -> Result<ControlFlow<()>>;
+/// Called before the attention of each layer, with what it is about to see; may end the pass.
+pub(crate) type BeforeAttention<'a> = &'a mut dyn FnMut(usize, HostView<'_>) -> Result<ControlFlow<()>>;
 
 /// What a pass over a chunk needs besides its ids.
-pub(crate) struct Pass<'a, B: Backend> {
+pub(crate) struct Pass<'a> {
     /// Position of the first id.
     pub start: usize,
     /// Frequencies of the rotary embedding, and the factor on cosines and sines.
@@ -103,26 +91,9 @@ pub(crate) struct Pass<'a, B: Backend> {
     /// Options of attention; its cancel flag stops the pass between blocks too.
     pub options: Options<'a>,
     /// Looks at what attention is about to see.
-    pub before_attention: BeforeAttention<'a, B>,
+    pub before_attention: Option<BeforeAttention<'a>>,
     /// Called with the share of the layers that is done.
     pub observe: &'a mut dyn FnMut(f64),
-}
-
-/// What a pass did.
-pub(crate) struct PassReport {
-    pub seconds: Seconds,
-    pub layers: Vec<Vec<HeadReport>>,
-}
-
-/// Splits time between the counters of [`Seconds`].
-struct Clock(Instant);
-
-impl Clock {
-    fn lap(&mut self, into: &mut f64) {
-        let now = Instant::now();
-        *into += (now - self.0).as_secs_f64();
-        self.0 = now;
-    }
 }
 
 /// `0..rows` in blocks of at most `most` rows, alike in size: a last block of a row or two would be done at another precision.
@@ -140,8 +111,12 @@ fn check(cancel: Option<&AtomicBool>) -> Result<()> {
 
 impl<B: Backend> Decoder<B> {
     /// Takes the weights to the device.
-    pub(crate) fn load(config: &ModelConfig, weights: &Weights, backend: &B) -> Result<Self> {
-        Ok(Self { config: config.clone(), weights: DecoderWeights::load(config, weights, backend)? })
+    pub(crate) fn load(config: &ModelConfig, source: &Source<'_>, backend: &B) -> Result<Self> {
+        let weights = match source {
+            Source::Files(weights) => DecoderWeights::load(config, weights, backend)?,
+            Source::Random => DecoderWeights::synthetic(config, backend)?,
+        };
+        Ok(Self { config: config.clone(), weights })
     }
 
     /// Bytes of the weights.
@@ -166,48 +141,41 @@ impl<B: Backend> Decoder<B> {
         work: &mut Workspace<B>,
         cache: &mut B::Cache,
         ids: &[u32],
-        pass: Pass<'_, B>,
+        mut pass: Pass<'_>,
     ) -> Result<PassReport> {
         let rows = ids.len();
-        let most = block_rows(&self.config, rows);
+        let most = block_rows(&self.config, rows, &B::BLOCK);
         let cancel = pass.options.cancel;
-        let mut report = PassReport { seconds: Seconds::default(), layers: Vec::with_capacity(self.config.layers) };
-        let seconds = &mut report.seconds;
-        let mut clock = Clock(Instant::now());
+        backend.begin()?;
         backend.rotary(pass.rotary.0, pass.rotary.1, pass.start as u64, rows)?;
         backend.embed(&self.weights.embedding, ids, &mut work.x)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
-            clock.lap(&mut seconds.other);
             for block in blocks(rows, most) {
                 check(cancel)?;
-                self.project(backend, work, cache, n, block, pass.start, seconds, &mut clock)?;
+                self.project(backend, work, cache, n, block, pass.start)?;
             }
-            let flow = (pass.before_attention)(n, &work.q, cache)?;
-            clock.lap(&mut seconds.other);
-            if flow.is_break() {
-                break;
+            if let Some(look) = pass.before_attention.as_mut() {
+                let view = backend.host_view(&work.q, rows, cache, n, pass.start + rows)?;
+                if look(n, view)?.is_break() {
+                    break;
+                }
             }
             let options = Options { window: self.config.window(n), ..pass.options };
-            let attention = backend
-                .attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.patterns)(n), &options)
-                .map_err(|error| match error {
+            backend.attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.patterns)(n), &options).map_err(
+                |error| match error {
                     Error::Attention(speedread_attention::Error::Cancelled) => Error::Cancelled,
                     other => other,
-                })?;
-            seconds.index += attention.index_seconds;
-            seconds.attention += attention.attention_seconds;
-            seconds.other -= attention.index_seconds + attention.attention_seconds;
-            report.layers.push(attention.heads);
+                },
+            )?;
             (pass.observe)((n as f64 + 0.5) / self.config.layers as f64);
-            clock.lap(&mut seconds.other);
             for block in blocks(rows, most) {
                 check(cancel)?;
-                self.feed(backend, work, layer, block, seconds, &mut clock)?;
+                self.feed(backend, work, layer, block)?;
             }
+            backend.layer_done()?;
             (pass.observe)((n as f64 + 1.0) / self.config.layers as f64);
         }
-        clock.lap(&mut seconds.other);
-        Ok(report)
+        backend.finish()
     }
 
     /// Runs one token at `position`.
@@ -220,13 +188,12 @@ impl<B: Backend> Decoder<B> {
         position: usize,
         rotary: (&[f64], f64),
     ) -> Result<()> {
-        let (mut seconds, mut clock) = (Seconds::default(), Clock(Instant::now()));
         backend.rotary(rotary.0, rotary.1, position as u64, 1)?;
         backend.embed(&self.weights.embedding, &[id], &mut work.x)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
-            self.project(backend, work, cache, n, 0..1, position, &mut seconds, &mut clock)?;
+            self.project(backend, work, cache, n, 0..1, position)?;
             backend.decode_attend(&mut work.q, cache, n, position + 1, self.config.window(n))?;
-            self.feed(backend, work, layer, 0..1, &mut seconds, &mut clock)?;
+            self.feed(backend, work, layer, 0..1)?;
         }
         Ok(())
     }
@@ -241,19 +208,17 @@ impl<B: Backend> Decoder<B> {
         n: usize,
         rows: Range<usize>,
         start: usize,
-        seconds: &mut Seconds,
-        clock: &mut Clock,
     ) -> Result<()> {
         let (layer, eps, count) = (&self.weights.layers[n], self.config.norm_eps, rows.len());
         backend.rms_norm(&work.x, rows.clone(), &layer.attn_norm, eps, &mut work.normed)?;
-        clock.lap(&mut seconds.other);
+        backend.mark(Phase::Other)?;
         let mut products = [
             Product { weight: &layer.q, out: &mut work.q, row: rows.start },
             Product { weight: &layer.k, out: &mut work.k, row: 0 },
             Product { weight: &layer.v, out: &mut work.v, row: 0 },
         ];
         backend.linear(&work.normed, 0..count, &mut products)?;
-        clock.lap(&mut seconds.linear);
+        backend.mark(Phase::Linear)?;
         if let Some(norm) = &layer.q_norm {
             backend.rms_norm_in_place(&mut work.q, rows.clone(), norm, eps)?;
         }
@@ -263,8 +228,7 @@ impl<B: Backend> Decoder<B> {
         let heads = HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout };
         let position = start + rows.start;
         backend.rope_append(&mut work.q, &mut work.k, &work.v, rows, heads, cache, n, position)?;
-        clock.lap(&mut seconds.other);
-        Ok(())
+        backend.mark(Phase::Other)
     }
 
     /// Output projection, residual, norm, feed-forward and residual of a block of rows.
@@ -274,11 +238,9 @@ impl<B: Backend> Decoder<B> {
         work: &mut Workspace<B>,
         layer: &LayerWeights<B>,
         rows: Range<usize>,
-        seconds: &mut Seconds,
-        clock: &mut Clock,
     ) -> Result<()> {
         let (eps, count) = (self.config.norm_eps, rows.len());
-        clock.lap(&mut seconds.other);
+        backend.mark(Phase::Other)?;
         self.join(
             backend,
             &layer.o,
@@ -289,17 +251,17 @@ impl<B: Backend> Decoder<B> {
             rows.start,
             &mut work.delta,
         )?;
-        clock.lap(&mut seconds.linear);
+        backend.mark(Phase::Linear)?;
         backend.rms_norm(&work.x, rows.clone(), &layer.ffn_norm, eps, &mut work.normed)?;
-        clock.lap(&mut seconds.other);
+        backend.mark(Phase::Other)?;
         let mut products = [
             Product { weight: &layer.gate, out: &mut work.gate, row: 0 },
             Product { weight: &layer.up, out: &mut work.up, row: 0 },
         ];
         backend.linear(&work.normed, 0..count, &mut products)?;
-        clock.lap(&mut seconds.linear);
+        backend.mark(Phase::Linear)?;
         backend.swiglu(&mut work.gate, &work.up, count)?;
-        clock.lap(&mut seconds.other);
+        backend.mark(Phase::Other)?;
         self.join(
             backend,
             &layer.down,
@@ -310,8 +272,7 @@ impl<B: Backend> Decoder<B> {
             rows.start,
             &mut work.delta,
         )?;
-        clock.lap(&mut seconds.linear);
-        Ok(())
+        backend.mark(Phase::Linear)
     }
 
     /// Adds a projection of some rows of `from` to the residual stream, normed first where the model does so.
@@ -346,6 +307,6 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         let count = rows.len();
         backend.rms_norm(&work.x, rows, &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
-        backend.logits(&self.weights.output, &work.normed, count, out)
+        backend.logits(self.weights.output(), &work.normed, count, out)
     }
 }

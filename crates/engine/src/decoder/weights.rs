@@ -35,7 +35,8 @@ pub(crate) struct DecoderWeights<B: Backend> {
     pub embedding: B::Linear,
     pub layers: Vec<LayerWeights<B>>,
     pub norm: B::Vector,
-    pub output: B::Linear,
+    /// `None` = the embedding.
+    pub(super) separate_output: Option<B::Linear>,
     /// Bytes of the matrices, as the files hold them.
     pub bytes: u64,
     /// Their elements.
@@ -226,23 +227,18 @@ impl<B: Backend> DecoderWeights<B> {
         let (vocab, hidden) = (config.vocab, config.hidden);
         let tied = config.tied_embeddings.unwrap_or_else(|| !loader.has(None, OUTPUT));
         let embedding = loader.matrix(None, EMBEDDING, vocab, hidden)?;
-        let output = match tied {
-            true => backend.upload_linear(embedding.clone(), None)?,
-            false => loader.linear(None, OUTPUT, vocab, hidden)?,
-        };
+        let embedding = backend.upload_linear(embedding, None)?;
+        let separate_output = (!tied).then(|| loader.linear(None, OUTPUT, vocab, hidden)).transpose()?;
         let layers = (0..config.layers).map(|n| loader.layer(config, n)).collect::<Result<_>>()?;
         let norm = loader.norm(None, NORM, hidden)?;
         loader.refuse_leftovers(tied)?;
         let (bytes, parameters) = (loader.bytes.get(), loader.parameters.get());
         let norms_hash = loader.norms.take().finalize().into();
-        Ok(Self {
-            embedding: backend.upload_linear(embedding, None)?,
-            layers,
-            norm,
-            output,
-            bytes,
-            parameters,
-            norms_hash,
-        })
+        Ok(Self { embedding, layers, norm, separate_output, bytes, parameters, norms_hash })
+    }
+
+    /// The matrix that makes logits.
+    pub(crate) fn output(&self) -> &B::Linear {
+        self.separate_output.as_ref().unwrap_or(&self.embedding)
     }
 }

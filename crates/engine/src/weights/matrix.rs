@@ -2,6 +2,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::storage::Storage;
@@ -39,6 +40,16 @@ impl Matrix {
         assert_eq!(values.len(), rows * columns, "{rows} x {columns} values");
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::new(Arc::new(Storage::Owned(bytes)), 0, rows, columns, DType::F32)
+    }
+
+    /// A matrix of its own, in bf16.
+    ///
+    /// # Panics
+    /// If `values.len()` is not `rows * columns`.
+    pub(crate) fn from_bf16(rows: usize, columns: usize, values: &[bf16]) -> Self {
+        assert_eq!(values.len(), rows * columns, "{rows} x {columns} values");
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self::new(Arc::new(Storage::Owned(bytes)), 0, rows, columns, DType::BF16)
     }
 
     /// The number of outputs.

@@ -72,6 +72,12 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Elements of all tensors together.
+    pub fn elements(&self) -> u64 {
+        let of = |tensor: &Tensor| tensor.shape.iter().fold(1u64, |all, &dim| all.saturating_mul(dim as u64));
+        self.tensors.values().map(of).fold(0, u64::saturating_add)
+    }
+
     /// The dimensions of a tensor, outermost first.
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
         Ok(&self.tensor(name)?.shape)

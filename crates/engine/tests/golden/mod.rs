@@ -6,6 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use speedread_engine::backend::cuda::CudaContext;
+use speedread_engine::device::DeviceChoice;
 
 /// 64-bit FNV-1a.
 pub fn fnv(data: impl IntoIterator<Item = u8>) -> u64 {
@@ -194,6 +196,21 @@ pub fn real_model(file: &str, required_in_ci: bool) -> Option<PathBuf> {
             assert!(!(required && required_in_ci), "SPEEDREAD_REQUIRE_MODELS=1, but {file} is not there ({path:?})");
             // Not eprintln!, which the test harness hides.
             let line = format!("skipped: {file} is not in SPEEDREAD_TEST_MODELS ({path:?})\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            None
+        }
+    }
+}
+
+/// The first CUDA device, or `None` where it cannot be used and is not required.
+pub fn cuda_device() -> Option<DeviceChoice> {
+    match CudaContext::open(0) {
+        Ok(_) => Some(DeviceChoice::Cuda(0)),
+        Err(error) => {
+            let required = std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_some_and(|value| value == "1");
+            assert!(!required, "SPEEDREAD_REQUIRE_CUDA=1, but {error}");
+            // Not eprintln!, which the test harness hides.
+            let line = format!("CUDA tests skipped: {error}\n");
             std::io::stderr().write_all(line.as_bytes()).unwrap();
             None
         }

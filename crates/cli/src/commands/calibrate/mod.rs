@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 use speedread_calibrate::{LengthResult, Lines, Request, Text, calibrate, remove_journal};
+use speedread_engine::device::DeviceKind;
 use speedread_engine::hub::Cache;
 use speedread_engine::model::Model;
 use speedread_engine::session::SessionOptions;
@@ -23,7 +24,12 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let began = Instant::now();
     let documents = input::gather(&args.files)?;
     let held_out = if args.held_out.is_empty() { vec![] } else { input::gather(&args.held_out)? };
-    let model = open_model(&args.model.model, &args.model.rope, interrupt)?;
+    let model = open_model(&args.model, interrupt)?;
+    anyhow::ensure!(
+        model.device() == DeviceKind::Cpu,
+        "patterns are searched with kernel times of the CPU, not of {}; add --device cpu",
+        model.device_name().unwrap_or("this device")
+    );
     let mut lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
     if lengths.is_empty() {
         lengths.push(DEFAULT_LENGTH.min(model.config.context));

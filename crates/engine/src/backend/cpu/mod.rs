@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use speedread_attention::{Options, Pattern, Report, Rows, RowsMut};
+use speedread_attention::{HeadReport, Options, Pattern, Rows, RowsMut};
 
-use super::{Backend, HeadShape, Product};
+use super::{Backend, BlockSize, HeadShape, HostCache, HostClock, HostView, PassReport, Phase, Product, Role};
 use crate::kv_cache::{CacheShape, KvCache, View};
 use crate::rope::{RopeLayout, RotaryTable};
+use crate::synthetic;
 use crate::weights::Matrix;
 use crate::{Error, Result};
 use gemm::{Linear, Precision, Scratch, Start, WeightRows};
@@ -30,6 +31,8 @@ pub struct CpuBackend {
     rotary: RotaryTable,
     /// Output of the attention of the heads in work, or of a matrix-vector product.
     temporary: Vec<f32>,
+    clock: HostClock,
+    reports: Vec<Vec<HeadReport>>,
 }
 
 impl std::fmt::Debug for CpuBackend {
@@ -48,6 +51,11 @@ pub struct CpuBuffer {
 impl CpuBuffer {
     pub(crate) fn rows(&self, rows: Range<usize>) -> &[f32] {
         &self.data[rows.start * self.columns..rows.end * self.columns]
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fill_for_test(&mut self, values: &[f32]) {
+        self.data.copy_from_slice(values);
     }
 
     fn rows_mut(&mut self, rows: Range<usize>) -> &mut [f32] {
@@ -109,7 +117,41 @@ impl Backend for CpuBackend {
     type Vector = Arc<[f32]>;
     type Cache = KvCache;
 
+    /// As many rows as memory allows, because every product widens its weights once per block.
+    const BLOCK: BlockSize = BlockSize { bytes: 64 << 20, rows: 256..=4096 };
+
+    fn begin(&mut self) -> Result<()> {
+        (self.clock, self.reports) = Default::default();
+        Ok(())
+    }
+
+    fn mark(&mut self, phase: Phase) -> Result<()> {
+        self.clock.lap(phase);
+        Ok(())
+    }
+
+    fn layer_done(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<PassReport> {
+        self.clock.lap(Phase::Other);
+        Ok(PassReport { seconds: self.clock.seconds, layers: std::mem::take(&mut self.reports) })
+    }
+
     fn upload_linear(&self, weight: Matrix, bias: Option<Vec<f32>>) -> Result<CpuLinear> {
+        Ok(CpuLinear { weight, bias })
+    }
+
+    fn random_linear(
+        &self,
+        rows: usize,
+        columns: usize,
+        first: u64,
+        range: f32,
+        bias: Option<Vec<f32>>,
+    ) -> Result<CpuLinear> {
+        let weight = Matrix::from_bf16(rows, columns, &synthetic::values(rows * columns, first, range));
         Ok(CpuLinear { weight, bias })
     }
 
@@ -117,7 +159,7 @@ impl Backend for CpuBackend {
         Ok(values.into())
     }
 
-    fn buffer(&self, rows: usize, columns: usize) -> Result<CpuBuffer> {
+    fn buffer(&self, rows: usize, columns: usize, _: Role) -> Result<CpuBuffer> {
         let len = rows.checked_mul(columns).filter(|len| *len <= isize::MAX as usize / 4);
         let len = len.ok_or_else(|| Error::Request(format!("a buffer of {rows} x {columns} numbers is too large")))?;
         Ok(CpuBuffer { data: vec![0.0; len], columns })
@@ -260,14 +302,13 @@ impl Backend for CpuBackend {
         len: usize,
         patterns: &[Pattern],
         options: &Options<'_>,
-    ) -> Result<Report> {
+    ) -> Result<()> {
         // A few heads at a time, so that the output needs only a part of the size of q before it replaces q.
         let shape = *cache.shape();
         let (dim, width) = (shape.dim, q.columns);
         let group = width / (shape.heads * dim);
         let step = Self::kv_heads_per_call(shape.heads, group);
-        let mut total =
-            Report { heads: Vec::with_capacity(patterns.len()), index_seconds: 0.0, attention_seconds: 0.0 };
+        let mut heads_done = Vec::with_capacity(patterns.len());
         for first in (0..shape.heads).step_by(step) {
             let kv_heads = step.min(shape.heads - first);
             let heads = kv_heads * group;
@@ -288,11 +329,12 @@ impl Backend for CpuBackend {
                     q[column..column + columns].copy_from_slice(attended);
                 }
             });
-            total.heads.extend(report.heads);
-            total.index_seconds += report.index_seconds;
-            total.attention_seconds += report.attention_seconds;
+            heads_done.extend(report.heads);
+            self.clock.credit(Phase::Index, report.index_seconds);
+            self.clock.credit(Phase::Attention, report.attention_seconds);
         }
-        Ok(total)
+        self.reports.push(heads_done);
+        Ok(())
     }
 
     fn decode_attend(
@@ -344,5 +386,20 @@ impl Backend for CpuBackend {
             }
         }
         Ok(())
+    }
+
+    fn read(&mut self, x: &CpuBuffer, rows: usize) -> Result<Vec<f32>> {
+        Ok(x.rows(0..rows).to_vec())
+    }
+
+    fn host_view<'a>(
+        &mut self,
+        q: &'a CpuBuffer,
+        rows: usize,
+        cache: &'a KvCache,
+        layer: usize,
+        _: usize,
+    ) -> Result<HostView<'a>> {
+        Ok(HostView { q: q.rows(0..rows).into(), cache: HostCache::Own(cache), layer })
     }
 }

@@ -1,0 +1,5 @@
+//! Compiles the CUDA kernels.
+
+fn main() {
+    speedread_cuda_build::compile("kernels");
+}

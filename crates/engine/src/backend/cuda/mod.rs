@@ -1,0 +1,340 @@
+//! The CUDA backend: bf16 weights and activations, f32 sums, cublasLt for products.
+//!
+//! The residual stream is f32: every layer adds to it what is small beside it, and bf16 would drop the last bits of each. It costs one to
+//! two hundredths of a prefill's time. Everything else is bf16, rounded once after a sum in f32.
+
+mod attention;
+mod buffers;
+mod clock;
+mod context;
+mod kernels;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use speedread_attention::{HeadReport, Options, Pattern};
+use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
+
+use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role};
+use crate::kv_cache::{CacheShape, KvCache};
+use crate::weights::Matrix;
+use crate::{Error, Result};
+use attention::AttentionState;
+pub(crate) use attention::window_unsupported;
+pub use buffers::{CudaBuffer, CudaCache, CudaLinear};
+use clock::DeviceClock;
+pub use context::CudaContext;
+pub(crate) use context::padded_dim;
+use kernels::{MatvecOut, Rope};
+
+/// A CUDA device, with the scratch memory of one session.
+#[derive(Debug)]
+pub struct CudaBackend {
+    context: CudaContext,
+    clock: DeviceClock,
+    reports: Vec<Vec<HeadReport>>,
+    attention: AttentionState,
+    rotary: Rotary,
+    ids: Buffer<u32>,
+    logits: Buffer<f32>,
+}
+
+/// Cosines and sines of the positions of a pass.
+#[derive(Debug)]
+struct Rotary {
+    host_frequencies: Vec<f64>,
+    frequencies: Buffer<f64>,
+    cosines: Buffer<f32>,
+    sines: Buffer<f32>,
+}
+
+/// The buffer, grown to `len` elements if it is smaller.
+fn grown<'a, T: Plain>(buffer: &'a mut Buffer<T>, stream: &Stream, len: usize) -> Result<&'a mut Buffer<T>> {
+    if buffer.len() < len {
+        *buffer = stream.alloc(len)?;
+    }
+    Ok(buffer)
+}
+
+impl CudaBackend {
+    /// A backend on an opened device.
+    pub fn new(context: &CudaContext) -> Result<Self> {
+        let stream = &context.stream;
+        Ok(Self {
+            clock: DeviceClock::default(),
+            reports: vec![],
+            attention: AttentionState::new(stream)?,
+            rotary: Rotary {
+                host_frequencies: vec![],
+                frequencies: stream.alloc(0)?,
+                cosines: stream.alloc(0)?,
+                sines: stream.alloc(0)?,
+            },
+            ids: stream.alloc(0)?,
+            logits: stream.alloc(0)?,
+            context: context.clone(),
+        })
+    }
+}
+
+fn shape(rows: usize, weight: &CudaLinear) -> LinearShape {
+    LinearShape { rows, inputs: weight.columns, outputs: weight.rows }
+}
+
+impl Backend for CudaBackend {
+    type Buffer = CudaBuffer;
+    type Linear = CudaLinear;
+    type Vector = Buffer<f32>;
+    type Cache = CudaCache;
+
+    /// So many rows that every product fills the device several times over.
+    const BLOCK: BlockSize = BlockSize { bytes: 2 << 30, rows: 256..=16_384 };
+
+    fn begin(&mut self) -> Result<()> {
+        self.reports.clear();
+        self.clock.start(&self.context.stream)
+    }
+
+    fn mark(&mut self, phase: Phase) -> Result<()> {
+        self.clock.mark(&self.context.stream, phase)
+    }
+
+    fn layer_done(&mut self) -> Result<()> {
+        self.clock.layer_done(&self.context.stream)
+    }
+
+    fn finish(&mut self) -> Result<PassReport> {
+        let seconds = self.clock.finish(&self.context.stream)?;
+        Ok(PassReport { seconds, layers: std::mem::take(&mut self.reports) })
+    }
+
+    fn upload_linear(&self, weight: Matrix, bias: Option<Vec<f32>>) -> Result<CudaLinear> {
+        CudaLinear::upload(&self.context.stream, &weight, bias.as_deref())
+    }
+
+    fn random_linear(
+        &self,
+        rows: usize,
+        columns: usize,
+        first: u64,
+        range: f32,
+        bias: Option<Vec<f32>>,
+    ) -> Result<CudaLinear> {
+        let stream = &self.context.stream;
+        let mut linear = CudaLinear::new(stream, rows, columns, bias.as_deref())?;
+        self.context.kernels.random_weights(stream, linear.weight.view_mut(), first, range)?;
+        Ok(linear)
+    }
+
+    fn upload_vector(&self, values: Vec<f32>) -> Result<Buffer<f32>> {
+        Ok(self.context.stream.upload(&values)?)
+    }
+
+    fn buffer(&self, rows: usize, columns: usize, role: Role) -> Result<CudaBuffer> {
+        CudaBuffer::new(&self.context.stream, rows, columns, role)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<CudaCache> {
+        CudaCache::new(&self.context.stream, shape)
+    }
+
+    fn rotary(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) -> Result<()> {
+        let (context, rotary) = (&self.context, &mut self.rotary);
+        let stream = &context.stream;
+        if rotary.host_frequencies != frequencies {
+            rotary.frequencies = stream.upload(frequencies)?;
+            rotary.host_frequencies = frequencies.to_vec();
+        }
+        let count = rows * frequencies.len();
+        let cosines = grown(&mut rotary.cosines, stream, count)?.view_mut().slice(0..count)?;
+        let sines = grown(&mut rotary.sines, stream, count)?.view_mut().slice(0..count)?;
+        Ok(context.kernels.rotary_table(stream, rotary.frequencies.view(), start, scale, cosines, sines)?)
+    }
+
+    fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer) -> Result<()> {
+        let stream = &self.context.stream;
+        let on_device = grown(&mut self.ids, stream, ids.len())?;
+        stream.write(ids, on_device.view_mut().slice(0..ids.len())?)?;
+        let ids = on_device.view().slice(0..ids.len())?;
+        let columns = out.columns;
+        let out = out.f32_mut(0..ids.len())?;
+        Ok(self.context.kernels.embed(stream, table.weight.view(), ids, out, columns)?)
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &CudaBuffer,
+        rows: Range<usize>,
+        weight: &Buffer<f32>,
+        eps: f32,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        let (x, out) = (x.f32(rows.clone())?, out.bf16_mut(0..rows.len())?);
+        Ok(self.context.kernels.rms_norm(&self.context.stream, x, weight.view(), eps, out)?)
+    }
+
+    fn rms_norm_in_place(
+        &mut self,
+        x: &mut CudaBuffer,
+        rows: Range<usize>,
+        weight: &Buffer<f32>,
+        eps: f32,
+    ) -> Result<()> {
+        let x = x.bf16_mut(rows)?;
+        Ok(self.context.kernels.rms_norm_in_place(&self.context.stream, x, weight.view(), eps)?)
+    }
+
+    fn linear(&mut self, x: &CudaBuffer, rows: Range<usize>, products: &mut [Product<'_, Self>]) -> Result<()> {
+        let context = &self.context;
+        let (count, x) = (rows.len(), x.bf16(rows)?);
+        for Product { weight, out, row } in products {
+            let out = out.bf16_mut(*row..*row + count)?;
+            let (matrix, bias) = (weight.weight.view(), weight.bias.as_ref());
+            if count == 1 {
+                let bias = bias.map(|bias| bias.f32.view());
+                context.kernels.matvec(&context.stream, x, matrix, bias, false, MatvecOut::Bf16(out))?;
+            } else {
+                let bias = bias.map(|bias| bias.bf16.view());
+                context.blas.linear(shape(count, weight), x, matrix, bias, false, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn linear_add(&mut self, x: &CudaBuffer, rows: Range<usize>, product: Product<'_, Self>) -> Result<()> {
+        let context = &self.context;
+        let Product { weight, out, row } = product;
+        let (count, x) = (rows.len(), x.bf16(rows)?);
+        let out = out.f32_mut(row..row + count)?;
+        let (matrix, bias) = (weight.weight.view(), weight.bias.as_ref().map(|bias| bias.f32.view()));
+        if count == 1 {
+            context.kernels.matvec(&context.stream, x, matrix, bias, true, MatvecOut::F32(out))?;
+        } else {
+            context.blas.linear(shape(count, weight), x, matrix, bias, true, out)?;
+        }
+        Ok(())
+    }
+
+    fn rope_append(
+        &mut self,
+        q: &mut CudaBuffer,
+        k: &mut CudaBuffer,
+        v: &CudaBuffer,
+        rows: Range<usize>,
+        heads: HeadShape,
+        cache: &mut CudaCache,
+        layer: usize,
+        position: usize,
+    ) -> Result<()> {
+        let count = rows.len();
+        let pairs = self.rotary.host_frequencies.len();
+        let of_rows = rows.start * pairs..rows.end * pairs;
+        let (kv_heads, row_stride, head_stride) = (cache.shape().heads, cache.padded_dim(), cache.head_stride());
+        let [cache_k, cache_v] = cache.places(layer, position, count)?;
+        let HeadShape { dim, layout } = heads;
+        let rope = Rope {
+            q: q.bf16_mut(rows)?,
+            k: k.bf16(0..count)?,
+            v: v.bf16(0..count)?,
+            cosines: self.rotary.cosines.view().slice(of_rows.clone())?,
+            sines: self.rotary.sines.view().slice(of_rows)?,
+            cache_k,
+            cache_v,
+            rows: count,
+            kv_heads,
+            dim,
+            pairs,
+            head_stride,
+            row_stride,
+            layout,
+        };
+        Ok(self.context.kernels.rope_append(&self.context.stream, rope)?)
+    }
+
+    fn attend(
+        &mut self,
+        q: &mut CudaBuffer,
+        rows: usize,
+        cache: &CudaCache,
+        layer: usize,
+        len: usize,
+        patterns: &[Pattern],
+        options: &Options<'_>,
+    ) -> Result<()> {
+        let Self { context, clock, attention, .. } = self;
+        let heads = attention.prefill(context, clock, q, rows, cache, layer, len, patterns, options)?;
+        self.reports.push(heads);
+        Ok(())
+    }
+
+    fn decode_attend(
+        &mut self,
+        q: &mut CudaBuffer,
+        cache: &CudaCache,
+        layer: usize,
+        len: usize,
+        window: Option<usize>,
+    ) -> Result<()> {
+        self.attention.decode(&self.context, q, cache, layer, len, window)
+    }
+
+    fn swiglu(&mut self, gate: &mut CudaBuffer, up: &CudaBuffer, rows: usize) -> Result<()> {
+        Ok(self.context.kernels.swiglu(&self.context.stream, gate.bf16_mut(0..rows)?, up.bf16(0..rows)?)?)
+    }
+
+    fn add(&mut self, x: &mut CudaBuffer, rows: Range<usize>, y: &CudaBuffer) -> Result<()> {
+        let y = y.bf16(0..rows.len())?;
+        Ok(self.context.kernels.add(&self.context.stream, x.f32_mut(rows)?, y)?)
+    }
+
+    fn logits(&mut self, weight: &CudaLinear, x: &CudaBuffer, rows: usize, out: &mut [f32]) -> Result<()> {
+        let context = &self.context;
+        let (stream, count) = (&context.stream, rows * weight.rows);
+        let logits = grown(&mut self.logits, stream, count)?;
+        let (x, matrix, to) = (x.bf16(0..rows)?, weight.weight.view(), logits.view_mut().slice(0..count)?);
+        if rows == 1 {
+            context.kernels.matvec(stream, x, matrix, None, false, MatvecOut::F32(to))?;
+        } else {
+            context.blas.linear(shape(rows, weight), x, matrix, None, false, to)?;
+        }
+        Ok(stream.read(logits.view().slice(0..count)?, out)?)
+    }
+
+    fn read(&mut self, x: &CudaBuffer, rows: usize) -> Result<Vec<f32>> {
+        let stream = &self.context.stream;
+        match x.data {
+            buffers::Data::F32(_) => Ok(stream.download(x.f32(0..rows)?)?),
+            buffers::Data::Bf16(_) => Ok(stream.download(x.bf16(0..rows)?)?.to_f32_vec()),
+        }
+    }
+
+    fn host_view<'a>(
+        &mut self,
+        q: &'a CudaBuffer,
+        rows: usize,
+        cache: &'a CudaCache,
+        layer: usize,
+        len: usize,
+    ) -> Result<HostView<'a>> {
+        let shape = CacheShape { layers: 1, capacity: len, ..*cache.shape() };
+        let (padded, stride) = (cache.padded_dim(), cache.head_stride());
+        let [k, v] = cache.rows(layer, len)?.map(|rows| {
+            let mut numbers = vec![0.0; len * shape.heads * shape.dim];
+            for head in 0..shape.heads {
+                let of_head = rows.data().slice(head * stride..head * stride + len * padded)?;
+                let of_head: Vec<bf16> = self.context.stream.download(of_head)?;
+                for (row, from) in of_head.chunks_exact(padded).enumerate() {
+                    let at = (row * shape.heads + head) * shape.dim;
+                    from[..shape.dim].convert_to_f32_slice(&mut numbers[at..at + shape.dim]);
+                }
+            }
+            Ok::<_, Error>(numbers)
+        });
+        let mut copy = KvCache::new(shape)?;
+        copy.append(0, 0, len, &k?, &v?)?;
+        Ok(HostView { q: self.read(q, rows)?.into(), cache: HostCache::Copy(copy), layer: 0 })
+    }
+}

@@ -1,0 +1,284 @@
+//! Where a model runs.
+
+use std::ops::Range;
+use std::str::FromStr;
+
+use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::gemm::Precision;
+use crate::backend::cuda::{CudaBackend, CudaContext, window_unsupported};
+use crate::backend::{Backend, PassReport};
+use crate::config::ModelConfig;
+use crate::decoder::{Decoder, Pass, Workspace};
+use crate::kv_cache::KvType;
+use crate::memory;
+use crate::session::SessionOptions;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// Which device is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first CUDA device if it can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::Request(format!("device {text:?}: expected auto, cpu, cuda or cuda:NUMBER"));
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) => number.parse().map(Self::Cuda).map_err(|_| wrong()),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+impl DeviceKind {
+    /// Element type of the key/value cache where none is asked for.
+    pub fn default_kv(self) -> KvType {
+        match self {
+            Self::Cpu => KvType::F16,
+            Self::Cuda => KvType::Bf16,
+        }
+    }
+}
+
+/// A model's decoder where it runs.
+pub(crate) enum Placed {
+    Cpu(Decoder<CpuBackend>),
+    Cuda(Decoder<CudaBackend>, CudaContext),
+}
+
+/// Where the weights of a model come from.
+pub(crate) enum Source<'a> {
+    Files(&'a Weights),
+    /// Made up.
+    Random,
+}
+
+impl Placed {
+    /// Takes the weights to the device; also says why not to the one that would have been chosen.
+    pub fn load(choice: DeviceChoice, config: &ModelConfig, source: &Source<'_>) -> Result<(Self, Option<String>)> {
+        let (context, note) = match choice {
+            DeviceChoice::Cpu => (None, None),
+            DeviceChoice::Cuda(ordinal) => {
+                CudaContext::check(config)?;
+                (Some(CudaContext::open(ordinal)?), None)
+            }
+            DeviceChoice::Auto if speedread_cuda::Device::count() == 0 => (None, None),
+            DeviceChoice::Auto => match CudaContext::check(config).and_then(|()| CudaContext::open(0)) {
+                Ok(context) => (Some(context), None),
+                Err(error) => (None, Some(format!("on the CPU, because the CUDA device cannot be used: {error}"))),
+            },
+        };
+        let placed = match context {
+            None => Self::Cpu(Decoder::load(config, source, &CpuBackend::new(Precision::default()))?),
+            Some(context) => {
+                let (needed, free) = (source.elements(config).saturating_mul(2), context.free_memory()?);
+                if needed > free {
+                    return Err(Error::Request(format!(
+                        "the weights take {} in bf16, {} has {} free; use a smaller model, or --device cpu",
+                        memory::bytes(needed),
+                        context.name(),
+                        memory::bytes(free)
+                    )));
+                }
+                Self::Cuda(Decoder::load(config, source, &CudaBackend::new(&context)?)?, context)
+            }
+        };
+        Ok((placed, note))
+    }
+
+    pub fn kind(&self) -> DeviceKind {
+        match self {
+            Self::Cpu(_) => DeviceKind::Cpu,
+            Self::Cuda(..) => DeviceKind::Cuda,
+        }
+    }
+
+    /// The device's name; `None` for the CPU.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(_, context) => Some(context.name()),
+        }
+    }
+
+    /// Bytes of the weights as the files hold them.
+    pub fn stored_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(decoder) => decoder.bytes(),
+            Self::Cuda(decoder, _) => decoder.bytes(),
+        }
+    }
+
+    /// Hash of the norms' weights.
+    pub fn norms_hash(&self) -> &[u8; 32] {
+        match self {
+            Self::Cpu(decoder) => decoder.norms_hash(),
+            Self::Cuda(decoder, _) => decoder.norms_hash(),
+        }
+    }
+
+    /// Bytes of the weights where they are.
+    pub fn weight_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(decoder) => decoder.bytes(),
+            Self::Cuda(decoder, _) => decoder.parameters() * 2,
+        }
+    }
+
+    /// Number of weights in matrices.
+    pub fn parameters(&self) -> u64 {
+        match self {
+            Self::Cpu(decoder) => decoder.parameters(),
+            Self::Cuda(decoder, _) => decoder.parameters(),
+        }
+    }
+
+    /// Bytes that the weights and a session may take; `None` where nobody knows.
+    pub fn available(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu(_) => Ok(memory::available()),
+            // The weights are there already.
+            Self::Cuda(_, context) => Ok(Some(context.free_memory()? + self.weight_bytes())),
+        }
+    }
+
+    /// Buffers and a cache for a session.
+    pub fn runner(&self, config: &ModelConfig, options: &SessionOptions) -> Result<Box<dyn Run + '_>> {
+        match self {
+            Self::Cpu(decoder) => {
+                Ok(Box::new(Runner::new(decoder, CpuBackend::new(options.precision), config, options, self.kind())?))
+            }
+            Self::Cuda(decoder, context) => {
+                if options.precision == Precision::F32 {
+                    return Err(Error::Request(
+                        "--precision f32: on CUDA devices products are bf16 with sums in f32; use --device cpu".into(),
+                    ));
+                }
+                if let Some(window) = config.sliding_window.filter(|window| window.tokens < options.context) {
+                    return Err(window_unsupported(window.tokens, options.context));
+                }
+                Ok(Box::new(Runner::new(decoder, CudaBackend::new(context)?, config, options, self.kind())?))
+            }
+        }
+    }
+}
+
+impl Source<'_> {
+    /// Numbers in the matrices, or a few more.
+    fn elements(&self, config: &ModelConfig) -> u64 {
+        match self {
+            Self::Files(weights) => weights.elements(),
+            Self::Random => {
+                let layer = config.hidden * (2 * config.q_dim() + 2 * config.kv_dim() + 3 * config.feed_forward);
+                (config.layers * layer + 2 * config.vocab * config.hidden) as u64
+            }
+        }
+    }
+}
+
+/// What a session asks of a decoder, whatever the device.
+pub(crate) trait Run: Send {
+    /// Runs a chunk; its rows' last residual stream stays in the workspace, keys and values in the cache.
+    fn prefill(&mut self, ids: &[u32], pass: Pass<'_>) -> Result<PassReport>;
+    /// Runs one token at `position`.
+    fn decode(&mut self, id: u32, position: usize, rotary: (&[f64], f64)) -> Result<()>;
+    /// The logits of some rows of the last pass, at most a block; `out` is `[rows, vocabulary]`.
+    fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+}
+
+/// A decoder with the buffers and the cache of one session.
+struct Runner<'m, B: Backend> {
+    decoder: &'m Decoder<B>,
+    backend: B,
+    work: Workspace<B>,
+    cache: B::Cache,
+}
+
+impl<'m, B: Backend> Runner<'m, B> {
+    fn new(
+        decoder: &'m Decoder<B>,
+        backend: B,
+        config: &ModelConfig,
+        options: &SessionOptions,
+        device: DeviceKind,
+    ) -> Result<Self> {
+        let work = Workspace::new(&backend, config, options.chunk_rows())?;
+        let cache = backend.cache(options.cache_shape(config, device))?;
+        Ok(Self { decoder, backend, work, cache })
+    }
+}
+
+impl<B: Backend> Run for Runner<'_, B> {
+    fn prefill(&mut self, ids: &[u32], pass: Pass<'_>) -> Result<PassReport> {
+        self.decoder.prefill(&mut self.backend, &mut self.work, &mut self.cache, ids, pass)
+    }
+
+    fn decode(&mut self, id: u32, position: usize, rotary: (&[f64], f64)) -> Result<()> {
+        self.decoder.decode(&mut self.backend, &mut self.work, &mut self.cache, id, position, rotary)
+    }
+
+    fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.decoder.logits(&mut self.backend, &mut self.work, rows, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_parse_or_are_refused() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+        ] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
+        }
+        assert_eq!(DeviceChoice::Cuda(3).to_string(), "cuda:3");
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CUDA"] {
+            assert!(bad.parse::<DeviceChoice>().unwrap_err().to_string().contains("cuda:NUMBER"), "{bad}");
+        }
+    }
+}

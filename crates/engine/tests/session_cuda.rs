@@ -1,0 +1,196 @@
+//! Sessions on a CUDA device, with tiny models: chunks, later turns, decode steps, patterns, interruption, and what is refused. Skipped without
+//! a device; `SPEEDREAD_REQUIRE_CUDA=1` makes that a failure.
+
+mod golden;
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use golden::{cuda_device, prompt, tiny, write_folder};
+use speedread_attention::Pattern;
+use speedread_engine::Error;
+use speedread_engine::device::{DeviceChoice, DeviceKind};
+use speedread_engine::kv_cache::KvType;
+use speedread_engine::model::{Model, ModelOptions};
+use speedread_engine::session::{AttentionChoice, LayerAttention, Precision, Session, SessionOptions};
+use speedread_engine::synthetic;
+
+fn model(name: &str, device: DeviceChoice) -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(&tiny(name), folder.path());
+    Model::open(folder.path(), &ModelOptions { device, ..ModelOptions::default() }).unwrap()
+}
+
+fn dense(context: usize) -> SessionOptions {
+    SessionOptions { attention: AttentionChoice::Dense, ..SessionOptions::new(context) }
+}
+
+fn read(session: &mut Session<'_>, ids: &[u32]) {
+    session.prefill(ids, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    assert!(!a.is_empty());
+    a.iter().zip(b).map(|(a, b)| if (a - b).is_finite() { (a - b).abs() } else { f32::INFINITY }).fold(0.0, f32::max)
+}
+
+/// Of logits between -3 and 3 that were rounded to bf16 on the way in different places.
+const TOLERANCE: f32 = 0.05;
+
+#[test]
+fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
+    let Some(device) = cuda_device() else { return };
+    for name in ["qwen3", "glm4", "phi3-longrope", "llama-biases"] {
+        let (model, cpu) = (model(name, device), model(name, DeviceChoice::Cpu));
+        assert_eq!((model.device(), cpu.device()), (DeviceKind::Cuda, DeviceKind::Cpu));
+        let ids = prompt(300, model.config.vocab);
+        let mut reference = Session::new(&cpu, dense(300)).unwrap();
+        read(&mut reference, &ids);
+        for chunk in [None, Some(7), Some(128), Some(299)] {
+            let mut session = Session::new(&model, SessionOptions { chunk, ..dense(300) }).unwrap();
+            read(&mut session, &ids);
+            let found = difference(session.logits(), reference.logits());
+            assert!(found <= TOLERANCE, "{name}, chunk {chunk:?}: {found}");
+        }
+        // The last tokens one by one, after two turns, of which the second is taken back and read again.
+        let mut session = Session::new(&model, dense(300)).unwrap();
+        read(&mut session, &ids[..100]);
+        read(&mut session, &ids[..150]);
+        session.truncate(100);
+        read(&mut session, &ids[100..290]);
+        for &id in &ids[290..] {
+            session.decode(id).unwrap();
+        }
+        let found = difference(session.logits(), reference.logits());
+        assert!(found <= TOLERANCE, "{name}, decode: {found}");
+    }
+}
+
+#[test]
+fn a_pattern_for_every_key_is_dense_and_others_report_what_they_keep() {
+    let Some(device) = cuda_device() else { return };
+    let model = model("llama3.1", device);
+    let ids = prompt(700, model.config.vocab);
+    let run = |attention: AttentionChoice, audit: bool| {
+        let audit_rows = audit.then_some(16);
+        let options = SessionOptions { attention, audit_rows, dense_fallback: false, ..dense(700) };
+        let mut session = Session::new(&model, options).unwrap();
+        let report = session.prefill(&ids, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+        (session.logits().to_vec(), report)
+    };
+    let (whole, report) = run(AttentionChoice::Dense, false);
+    assert_eq!((report.density(), report.layers.len()), (1.0, model.config.layers));
+    let seconds = report.linear_seconds + report.attention_seconds + report.index_seconds + report.other_seconds;
+    assert!(seconds > 0.0 && seconds <= report.seconds * 1.1, "{seconds} of {}", report.seconds);
+    let everything = Pattern::AShape { sink: 700, local: 700 };
+    let (all, _) = run(AttentionChoice::Uniform(everything), false);
+    assert!(difference(&all, &whole) <= TOLERANCE);
+    let (few, report) = run(AttentionChoice::Uniform("vertical-slash-tiles:1,2".parse().unwrap()), true);
+    assert!(few.iter().all(|x| x.is_finite()) && report.density() < 0.9, "{}", report.density());
+    for head in report.layers.iter().flatten() {
+        let recall = head.recall.unwrap();
+        assert!(recall.min > 0.0 && recall.mean <= 1.001 && recall.mean >= recall.min, "{recall:?}");
+    }
+    let (_, report) = run(AttentionChoice::Dense, true);
+    assert!(report.layers.iter().flatten().all(|head| (head.recall.unwrap().mean - 1.0).abs() < 1e-5));
+}
+
+#[test]
+fn an_interrupted_session_goes_on() {
+    let Some(device) = cuda_device() else { return };
+    let model = model("qwen2", device);
+    let ids = prompt(130, model.config.vocab);
+    let mut session = Session::new(&model, dense(200)).unwrap();
+    let cancel = AtomicBool::new(false);
+    let mut stop = |_| cancel.store(true, Ordering::Relaxed);
+    assert!(matches!(session.prefill(&ids, &mut stop, &cancel), Err(Error::Cancelled)));
+    assert!(session.is_empty() && session.logits().is_empty());
+    read(&mut session, &ids);
+    let mut fresh = Session::new(&model, dense(200)).unwrap();
+    read(&mut fresh, &ids);
+    assert_eq!(session.logits(), fresh.logits());
+}
+
+#[test]
+fn what_attention_sees_is_what_the_cpus_sees() {
+    let Some(device) = cuda_device() else { return };
+    let ids = prompt(90, 272);
+    let [cuda, cpu] = [device, DeviceChoice::Cpu].map(|device| {
+        let model = model("qwen3", device);
+        let mut session = Session::new(&model, dense(100)).unwrap();
+        let mut seen = vec![];
+        let mut look = |layer: LayerAttention<'_>| {
+            for head in 0..model.config.heads {
+                let (q, k) = layer.head(head)?;
+                assert_eq!(q.len(), ids.len() * model.config.head_dim);
+                seen.extend(q.into_iter().chain(k));
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        session.visit_layers(&ids, &mut look, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+        assert!(session.is_empty());
+        seen
+    });
+    assert_eq!(cuda.len(), cpu.len());
+    assert!(difference(&cuda, &cpu) <= TOLERANCE, "{}", difference(&cuda, &cpu));
+}
+
+/// Every head dim that the kernels are made for, with groups of all kinds, at the width of a real layer.
+#[test]
+fn random_models_agree_with_the_cpu() {
+    let Some(device) = cuda_device() else { return };
+    for (heads, kv_heads, head_dim) in [(4, 4, 96), (14, 2, 64), (8, 1, 128)] {
+        let mut config = synthetic::config("llama-3.2-1b").unwrap();
+        (config.layers, config.hidden, config.feed_forward, config.vocab) = (2, 512, 1024, 1000);
+        (config.heads, config.kv_heads, config.head_dim, config.rope.dim) = (heads, kv_heads, head_dim, head_dim);
+        let ids = prompt(300, config.vocab);
+        let [cuda, cpu] = [device, DeviceChoice::Cpu].map(|device| {
+            let options = ModelOptions { device, ..ModelOptions::default() };
+            let model = Model::with_random_weights(config.clone(), "random".into(), &options).unwrap();
+            let mut session = Session::new(&model, dense(310)).unwrap();
+            read(&mut session, &ids);
+            let mut logits = session.logits().to_vec();
+            for id in 0..5 {
+                logits.extend_from_slice(session.decode(id).unwrap());
+            }
+            logits
+        });
+        let largest = cpu.iter().fold(0f32, |most, x| most.max(x.abs()));
+        assert!(difference(&cuda, &cpu) <= 0.02 * largest, "{}: of {largest}", difference(&cuda, &cpu));
+    }
+}
+
+#[test]
+fn what_a_device_does_not_do_is_refused() {
+    let Some(device) = cuda_device() else { return };
+    let said = |model: &Model, options: SessionOptions| match Session::new(model, options) {
+        Ok(_) => panic!("not refused"),
+        Err(error) => error.to_string(),
+    };
+    let qwen = model("qwen2", device);
+    assert!(said(&qwen, SessionOptions { kv: Some(KvType::F32), ..dense(100) }).contains("--kv bf16"));
+    assert!(said(&qwen, SessionOptions { precision: Precision::F32, ..dense(100) }).contains("--device cpu"));
+    let window = model("mistral-window", device);
+    assert!(said(&window, dense(window.config.context)).contains("--device cpu"));
+    // More than any device has.
+    let mut long = model("qwen2", device);
+    long.config.context = 1 << 40;
+    let error = said(&long, dense(1 << 38));
+    assert!(error.contains("are available") && error.contains("at most"), "{error}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_and_auto_takes_another() {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(&tiny("llama2"), folder.path());
+    let open = |device| Model::open(folder.path(), &ModelOptions { device, ..ModelOptions::default() });
+    let error = open(DeviceChoice::Cuda(99)).unwrap_err().to_string();
+    assert!(error.contains("no CUDA device"), "{error}");
+    let auto = open(DeviceChoice::Auto).unwrap();
+    match speedread_cuda::Device::count() {
+        0 => assert_eq!((auto.device(), auto.device_note()), (DeviceKind::Cpu, None)),
+        // Which of the two is for the device to say; silence is not allowed.
+        _ => assert!((auto.device() == DeviceKind::Cuda) == auto.device_note().is_none()),
+    }
+}
