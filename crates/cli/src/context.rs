@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use speedread_engine::model::{Model, ModelOptions};
+use speedread_engine::model::Model;
 use speedread_engine::session::{PrefillReport, Session};
 use speedread_engine::{Error, hub};
 
@@ -59,7 +59,16 @@ pub fn find_model(name: &str, interrupt: &Interrupt) -> anyhow::Result<PathBuf> 
 /// Finds and opens a model.
 pub fn open_model(args: &ModelArgs, interrupt: &Interrupt) -> anyhow::Result<Model> {
     let path = find_model(&args.model, interrupt)?;
-    let model = Model::open(&path, &ModelOptions { rope_scaling: args.rope.rope_scaling, device: args.device })?;
+    with_note(Model::open(&path, &args.options())?)
+}
+
+/// Makes a model of random weights.
+pub fn synthetic_model(shape: &str, args: &ModelArgs) -> anyhow::Result<Model> {
+    with_note(Model::synthetic(shape, &args.options())?)
+}
+
+/// Says where the model runs, if that needs saying.
+fn with_note(model: Model) -> anyhow::Result<Model> {
     if let Some(note) = model.device_note() {
         eprintln!("note: {note}");
     }

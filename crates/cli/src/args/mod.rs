@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use speedread_attention::{FORMS, Pattern, PatternFile};
 use speedread_engine::device::DeviceChoice;
 use speedread_engine::kv_cache::KvType;
-use speedread_engine::model::Model;
+use speedread_engine::model::{Model, ModelOptions};
 use speedread_engine::rope::RopeScaling;
 use speedread_engine::sampler::SamplerOptions;
 use speedread_engine::session::{AttentionChoice, Precision, SessionOptions};
@@ -84,7 +84,8 @@ const INSPECT_EXAMPLES: &str = "Examples:
 const BENCH_EXAMPLES: &str = "Examples:
   speedread bench
   speedread bench --lengths 2048,8192,32768 --json > prefill.json
-  speedread bench -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg";
+  speedread bench -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg
+  speedread bench --synthetic qwen2.5-7b-1m --lengths 131072,1048576 --device cuda";
 
 const MODELS_EXAMPLES: &str = "Examples:
   speedread models
@@ -104,6 +105,13 @@ pub struct ModelArgs {
     /// Where to run: auto (the first CUDA device that can be used, else the CPU), cpu, cuda or cuda:NUMBER
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
+}
+
+impl ModelArgs {
+    /// How the model is opened.
+    pub fn options(&self) -> ModelOptions {
+        ModelOptions { rope_scaling: self.rope.rope_scaling, device: self.device }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -360,6 +368,9 @@ fn parse_layer_head(text: &str) -> Result<(usize, usize), String> {
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Time random weights in the shape of a real model: llama-3-8b, qwen2.5-7b-1m, ... (an unknown name lists them)
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
+    pub synthetic: Option<String>,
     /// Prompt lengths in tokens
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,2048,4096,8192")]
     pub lengths: Vec<NonZeroUsize>,

@@ -10,7 +10,7 @@ use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, PrefillReport, Session};
 
 use crate::args::BenchArgs;
-use crate::context::{Interrupt, open_model, prefill};
+use crate::context::{Interrupt, open_model, prefill, synthetic_model};
 use crate::input;
 use crate::output::{self, Phases, rate, seconds};
 
@@ -42,7 +42,10 @@ struct Row {
 }
 
 pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let model = open_model(&args.model, interrupt)?;
+    let model = match &args.synthetic {
+        Some(shape) => synthetic_model(shape, &args.model)?,
+        None => open_model(&args.model, interrupt)?,
+    };
     let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
     let longest = lengths.iter().copied().max().context("no lengths")?;
     if longest > model.config.context {
@@ -54,8 +57,7 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     }
     let ids = tokens(&model, &args.files, longest)?;
     if !args.json {
-        let kernel = args.prefill.reading.precision.kernel();
-        println!("{} | {} threads, {kernel}", model.path().display(), rayon::current_num_threads());
+        println!("{} | {}", model.path().display(), device(&model, &args));
         println!(
             "{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other",
             "tokens", "dense", "sparse", "speed-up", "density"
@@ -84,6 +86,7 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
                 AttentionChoice::Dense => "dense".to_owned(),
                 AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
             },
+            "device": model.device_name(),
             "kernel": args.prefill.reading.precision.kernel().name(),
             "threads": rayon::current_num_threads(),
             "cpu": output::cpu(),
@@ -93,6 +96,13 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         }))?;
     }
     Ok(())
+}
+
+/// What the model runs on.
+fn device(model: &Model, args: &BenchArgs) -> String {
+    let on_cpu =
+        || format!("{} threads, {}", rayon::current_num_threads(), args.prefill.reading.precision.kernel());
+    model.device_name().map_or_else(on_cpu, str::to_owned)
 }
 
 /// The first `count` tokens of the files, or made-up ones that differ from each other.
