@@ -34,7 +34,7 @@ fmt:  ## Format the code
 
 bench:  ## Time prefill of the default model, dense and sparse side by side
 	$(CARGO) build --release --locked --bin speedread
-	$(TARGET)/release/speedread bench --lengths 2048,8192,16384 --svg $(TARGET)/prefill.svg
+	$(TARGET)/release/speedread bench prefill --lengths 2048,8192,16384 --svg $(TARGET)/prefill.svg
 
 bench-kernels:  ## Time the attention and linear kernels alone
 	$(CARGO) bench --workspace --locked --benches

@@ -1,5 +1,6 @@
 //! Command-line arguments: what each command takes, and the groups they share.
 
+pub mod bench;
 pub mod calibrate;
 pub mod eval;
 
@@ -46,9 +47,9 @@ pub enum Command {
     /// Show a model's facts, the memory a prompt needs, a pattern file, or a picture of a head's attention
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
-    /// Time prefill at several lengths, dense and sparse side by side
-    #[command(after_help = BENCH_EXAMPLES)]
-    Bench(BenchArgs),
+    /// Time prefill or attention alone at several lengths, dense and sparse side by side
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArgs),
     /// Measure what sparse attention costs in accuracy: RULER, LongBench, InfiniteBench, needles, perplexity
     #[command(after_help = eval::EXAMPLES)]
     Eval(eval::EvalArgs),
@@ -80,12 +81,6 @@ const INSPECT_EXAMPLES: &str = "Examples:
   speedread inspect -m ./model.gguf --context 131072
   speedread inspect --patterns patterns.json
   speedread inspect --attention-map 12.3 -f essay.txt -o map.png";
-
-const BENCH_EXAMPLES: &str = "Examples:
-  speedread bench
-  speedread bench --lengths 2048,8192,32768 --json > prefill.json
-  speedread bench -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg
-  speedread bench --synthetic qwen2.5-7b-1m --lengths 131072,1048576 --device cuda";
 
 const MODELS_EXAMPLES: &str = "Examples:
   speedread models
@@ -362,35 +357,6 @@ pub struct InspectArgs {
 fn parse_layer_head(text: &str) -> Result<(usize, usize), String> {
     let parsed = text.split_once('.').and_then(|(layer, head)| Some((layer.parse().ok()?, head.parse().ok()?)));
     parsed.ok_or_else(|| "expected LAYER.HEAD, such as 12.3".into())
-}
-
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Time random weights in the shape of a real model: llama-3-8b, qwen2.5-7b-1m, ... (an unknown name lists them)
-    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
-    pub synthetic: Option<String>,
-    /// Prompt lengths in tokens
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,2048,4096,8192")]
-    pub lengths: Vec<NonZeroUsize>,
-    /// Text to read instead of made-up tokens; the longest length must fit in it
-    #[arg(short, long = "file", value_name = "PATH", num_args = 1..)]
-    pub files: Vec<String>,
-    #[command(flatten)]
-    pub prefill: PrefillArgs,
-    /// Runs of each; the fastest counts
-    #[arg(long, value_name = "N", default_value = "2")]
-    pub repeat: NonZeroUsize,
-    /// Leave out the dense runs
-    #[arg(long)]
-    pub sparse_only: bool,
-    /// Draw tokens per second by length (SVG)
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -66,10 +66,10 @@ impl Stage {
         self.path(name)
     }
 
-    /// `speedread COMMAND -m MODEL ARGS...`
+    /// `speedread COMMAND -m MODEL ARGS...`; the command may be of two words.
     pub fn run(&self, command: &str, args: &[&str]) -> Command {
         let mut run = speedread(&self.folder);
-        run.arg(command).args(["-m", &self.model]).args(args);
+        run.args(command.split(' ')).args(["-m", &self.model]).args(args);
         run
     }
 }

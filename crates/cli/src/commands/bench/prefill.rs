@@ -1,4 +1,4 @@
-//! `speedread bench`: prefill at several lengths, dense and sparse side by side.
+//! `speedread bench prefill`: a whole model at several lengths, dense and sparse side by side.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, PrefillReport, Session};
 
-use crate::args::BenchArgs;
+use crate::args::bench::PrefillBenchArgs;
 use crate::context::{Interrupt, open_model, prefill, synthetic_model};
 use crate::input;
 use crate::output::{self, Phases, rate, seconds};
@@ -41,7 +41,7 @@ struct Row {
     sparse: Run,
 }
 
-pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
+pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let model = match &args.synthetic {
         Some(shape) => synthetic_model(shape, &args.model)?,
         None => open_model(&args.model, interrupt)?,
@@ -99,7 +99,7 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
 }
 
 /// What the model runs on.
-fn device(model: &Model, args: &BenchArgs) -> String {
+fn device(model: &Model, args: &PrefillBenchArgs) -> String {
     let on_cpu =
         || format!("{} threads, {}", rayon::current_num_threads(), args.prefill.reading.precision.kernel());
     model.device_name().map_or_else(on_cpu, str::to_owned)
@@ -120,7 +120,7 @@ fn tokens(model: &Model, files: &[String], count: usize) -> anyhow::Result<Vec<u
 }
 
 /// Runs both settings by turns, so that a change of the machine's speed hits both.
-fn measure(model: &Model, args: &BenchArgs, ids: &[u32], interrupt: &Interrupt) -> anyhow::Result<Row> {
+fn measure(model: &Model, args: &PrefillBenchArgs, ids: &[u32], interrupt: &Interrupt) -> anyhow::Result<Row> {
     let options = args.prefill.session(model, ids.len())?;
     let dense = speedread_engine::session::SessionOptions { attention: AttentionChoice::Dense, ..options.clone() };
     let mut best: [Option<Run>; 2] = [None, None];

@@ -1,0 +1,119 @@
+//! Arguments of `speedread bench`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand};
+use speedread_attention::Pattern;
+use speedread_engine::device::DeviceChoice;
+use speedread_engine::synthetic;
+
+use super::{Attention, ModelArgs, PrefillArgs, parse_attention};
+
+pub const EXAMPLES: &str = "Examples:
+  speedread bench prefill --lengths 2048,8192,32768 --json > prefill.json
+  speedread bench prefill -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg
+  speedread bench prefill --synthetic qwen2.5-7b-1m --lengths 131072,1048576 --device cuda
+  speedread bench attention --heads 32/8/128 --lengths 8192,131072 --attention dense --attention vertical-slash-tiles:8,48";
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time to first token of a whole model, by prompt length
+    Prefill(Box<PrefillBenchArgs>),
+    /// Attention alone, index building included, over random numbers
+    Attention(AttentionBenchArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PrefillBenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Time random weights in the shape of a real model
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(synthetic::names()))]
+    pub synthetic: Option<String>,
+    /// Prompt lengths in tokens
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,2048,4096,8192")]
+    pub lengths: Vec<NonZeroUsize>,
+    /// Text to read instead of made-up tokens; the longest length must fit in it
+    #[arg(short, long = "file", value_name = "PATH", num_args = 1..)]
+    pub files: Vec<String>,
+    #[command(flatten)]
+    pub prefill: PrefillArgs,
+    /// Runs of each; the fastest counts
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub repeat: NonZeroUsize,
+    /// Leave out the dense runs
+    #[arg(long)]
+    pub sparse_only: bool,
+    /// Draw tokens per second by length (SVG)
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct AttentionBenchArgs {
+    /// Query heads, key/value heads and components of a head
+    #[arg(long, value_name = "Q/KV/DIM", default_value = "32/8/128")]
+    pub heads: Heads,
+    /// Prompt lengths in tokens
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,4096,16384")]
+    pub lengths: Vec<NonZeroUsize>,
+    /// What each query looks at, as for `speedread ask`; may be repeated [default: dense and auto]
+    #[arg(long, value_name = "PATTERN", value_parser = parse_attention)]
+    pub attention: Vec<Attention>,
+    /// Where to run: auto (the first CUDA device that can be used, else the CPU), cpu, cuda or cuda:NUMBER
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Runs of each, after one that only warms up; the median counts
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub repeat: NonZeroUsize,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl AttentionBenchArgs {
+    /// The patterns to time at a length.
+    pub fn patterns(&self, tokens: usize) -> Vec<Pattern> {
+        let of = |attention: &Attention| match attention {
+            Attention::Auto => Pattern::default_for(tokens),
+            Attention::Pattern(pattern) => *pattern,
+        };
+        match self.attention.is_empty() {
+            true => [Attention::Pattern(Pattern::Dense), Attention::Auto].iter().map(of).collect(),
+            false => self.attention.iter().map(of).collect(),
+        }
+    }
+}
+
+/// The heads of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+}
+
+impl FromStr for Heads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Option<Vec<usize>> = text.split('/').map(|part| part.parse().ok().filter(|&n| n > 0)).collect();
+        match numbers.as_deref() {
+            Some(&[heads, kv_heads, dim]) if heads.is_multiple_of(kv_heads) => Ok(Heads { heads, kv_heads, dim }),
+            Some([_, _, _]) => Err("the key/value heads must divide the query heads".into()),
+            _ => Err("expected QUERY_HEADS/KV_HEADS/DIM, such as 32/8/128".into()),
+        }
+    }
+}
