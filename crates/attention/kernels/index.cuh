@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "work.cuh"
+
 // The query heads of one key head whose last queries are looked at by one thread block: slots `slot .. slot + count`.
 struct ScoreTask {
   int32_t kv_head;
@@ -42,7 +44,7 @@ struct HeadTask {
   int32_t order_stride;   // its item of query tile t goes to place `order + (query tiles - 1 - t) * order_stride` of the queue
   int64_t order;
   int64_t windows;        // its first entry among the offsets
-  int64_t window_room;    // twice as many entries: the second half is for sorting
+  int64_t window_room;    // entries there; of a kTiles head twice as many, the second half to sort from
   int64_t masks;          // its first mask: [query tiles][column_tiles]
   int64_t dense_tiles;    // key tiles that dense attention would visit in the query tiles before `dense_from`
 };
@@ -58,6 +60,7 @@ struct HeadState {
 
 struct IndexParams {
   const HeadTask* heads;
+  const int32_t* slot_heads;  // query head of a slot
   HeadState* states;
   float* columns;         // [slots][pitch]: mass
   float* diagonals;       // [slots][pitch]: mass
@@ -66,12 +69,29 @@ struct IndexParams {
   int32_t* offsets;       // the list of all windows, then those of the heads
   int32_t* positions;     // [column tiles][128]
   uint4* masks;
-  struct WorkItem* items;
+  WorkItem* items;
   int64_t pitch;
   int64_t runs;
   int32_t head_count;
   int32_t rows;           // query rows
   int32_t start;          // position of the first
+  int32_t len;            // keys
+  int32_t query_tiles;
   int32_t dense_list;     // entries of the list of all windows; zero when no head needs it
   int32_t fallback;       // whether heads may turn dense
 };
+
+// A gain and its offset in one number: the larger gain is the larger, and of equal ones that at the lower offset. Zero for no gain.
+__device__ __forceinline__ uint64_t gain_at(float gain, int offset) {
+  return gain > 0.f ? static_cast<uint64_t>(__float_as_uint(gain)) << 32 | ~static_cast<uint32_t>(offset) : 0;
+}
+__device__ __forceinline__ int offset_of(uint64_t gain) { return static_cast<int>(~static_cast<uint32_t>(gain)); }
+
+__device__ __forceinline__ uint64_t warp_max(uint64_t x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const uint64_t other = __shfl_xor_sync(~0u, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
