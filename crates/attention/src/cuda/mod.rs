@@ -13,7 +13,7 @@ mod prefill;
 mod tensor;
 
 pub use attention::{Attention, HEAD_DIMS};
-pub use plan::{ColumnTile, DevicePlan, Plan, WorkItem};
+pub use plan::{ColumnMask, DevicePlan, Plan, WorkItem};
 pub use prefill::prefill;
 pub use tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
 
