@@ -8,6 +8,7 @@ constexpr int kTileKeys = 128;
 // One query tile of one query head. Its key tiles are first `spans` runs of contiguous keys, run i starting at key
 // `position of the tile's first row - offsets[list + i]`; then the `column_tiles` tiles of gathered columns, from tile `tile` on, whose
 // masks, from entry `columns` on, are not empty. Bit j of a mask says whether column j of its tile counts.
+// An item without spans is an empty place of the queue.
 // The first run holds a key that every row of the tile sees, so that no row's maximum is ever minus infinity.
 struct WorkItem {
   int32_t head;

@@ -75,7 +75,14 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) work_list(const __grid
     if (!all) item.column_tiles = write_masks(p, head, state, tile, first, item.spans, lane);
   }
   if (lane == 0) {
-    p.items[head.order + static_cast<int64_t>(p.query_tiles - 1 - tile) * head.order_stride] = item;
+    const int64_t from_last = p.query_tiles - 1 - tile;
+    WorkItem* const place = p.items + head.order + from_last * head.order_stride;
+    if (tile < head.dense_from) {
+      *place = item;
+    } else {
+      *place = WorkItem{};
+      p.items[head.tail_order + from_last] = item;
+    }
     atomicAdd(reinterpret_cast<unsigned long long*>(&p.states[number].tiles), static_cast<unsigned long long>(item.spans + item.column_tiles));
   }
 }

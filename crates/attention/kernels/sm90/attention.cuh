@@ -56,6 +56,7 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     }
     const WorkItem* item = p.items + w;
     const int head = __ldg(&item->head), row = __ldg(&item->row), spans = __ldg(&item->spans);
+    if (spans == 0) continue;  // an empty place of the queue
     const int tiles = spans + __ldg(&item->column_tiles), kv_head = head / p.group;
     s.work[work.stage] = {head, row, tiles};
     s.work_full[work.stage].arrive();

@@ -64,7 +64,7 @@ struct HeadPlan {
 }
 
 /// Bytes of K and V that the order of work tries to keep in the second-level cache (of 50 MB and more on the chips this is for).
-const CACHE_BYTES: usize = 32 << 20;
+pub(super) const CACHE_BYTES: usize = 32 << 20;
 
 impl Plan {
     /// Lays out the work of `indexes`, one a query head, for `kv_heads` key heads of `dim` elements.
