@@ -129,7 +129,8 @@ unsafe impl Plain for HeadState {}
 
 /// The lists of a call and their room.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::cuda) struct Layout {
+pub(super) struct Layout {
+    pub(super) shape: CallShape,
     pub(super) heads: Vec<HeadTask>,
     /// Query heads whose last queries are looked at, those of a key head side by side.
     pub(super) slots: Vec<i32>,
@@ -175,6 +176,7 @@ impl Layout {
 
         let dense_list = shape.dense_tiles_of(query_tiles - 1);
         let mut layout = Layout {
+            shape: *shape,
             heads: Vec::with_capacity(shape.heads),
             slots: vec![],
             score_tasks: vec![],

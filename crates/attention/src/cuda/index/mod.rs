@@ -10,5 +10,4 @@ mod workspace;
 
 pub(super) use kernels::IndexKernels;
 pub use layout::CallShape;
-pub(super) use layout::Layout;
 pub use workspace::Workspace;

@@ -4,14 +4,15 @@ use speedread_cuda::{Buffer, Plain, Stream};
 
 use super::layout::{CallShape, HeadState, HeadTask, Layout, ScoreTask};
 use crate::cuda::TILE;
+use crate::cuda::attention::Lists;
 use crate::cuda::plan::{ColumnMask, WorkItem};
 use crate::estimate::LAST_QUERIES;
-use crate::{Error, HeadReport, Pattern};
+use crate::{Error, HeadReport, Pattern, SparseIndex};
 
-/// Device buffers of index building, reused from call to call: they grow, and never shrink. For one stream.
+/// Device buffers of index building, reused from call to call: they grow, and never shrink. Calls that share one must be on one stream, or
+/// otherwise ordered.
 #[derive(Debug)]
 pub struct Workspace {
-    pub(super) stream: Stream,
     pub(super) heads: Room<HeadTask>,
     pub(super) slots: Room<i32>,
     pub(super) score_tasks: Room<ScoreTask>,
@@ -93,10 +94,9 @@ impl Sizes {
 }
 
 impl Workspace {
-    /// An empty one for calls on `stream`.
-    pub fn new(stream: &Stream) -> Self {
+    /// An empty one.
+    pub fn new() -> Self {
         Self {
-            stream: stream.clone(),
             heads: Room(None),
             slots: Room(None),
             score_tasks: Room(None),
@@ -139,9 +139,9 @@ impl Workspace {
     }
 
     /// Makes room for a call and copies to the device what the host knows of it.
-    pub(super) fn prepare(&mut self, layout: Layout, dim: usize) -> Result<(), Error> {
+    pub(super) fn prepare(&mut self, stream: &Stream, layout: Layout, dim: usize) -> Result<(), Error> {
         self.layout = None;
-        let (stream, sizes) = (&self.stream, Sizes::of(&layout, dim));
+        let sizes = Sizes::of(&layout, dim);
         self.heads.fill(stream, &layout.heads)?;
         self.slots.fill(stream, &layout.slots)?;
         self.score_tasks.fill(stream, &layout.score_tasks)?;
@@ -162,12 +162,28 @@ impl Workspace {
         Ok(())
     }
 
-    /// What the last call did, per query head. Waits for it.
-    pub(in crate::cuda) fn report(&self) -> Result<Vec<HeadReport>, Error> {
-        let (Some(layout), Some(states)) = (&self.layout, self.states.buffer()) else {
-            return Ok(vec![]);
+    /// The lists of the last call, which was of this shape.
+    pub(in crate::cuda) fn lists(&self, shape: &CallShape) -> Result<Lists, Error> {
+        let Some(layout) = &self.layout else {
+            return Err(Error::Shape("a workspace without indexes".into()));
         };
-        let states = self.stream.download(states.view().slice(0..layout.heads.len())?)?;
+        Ok(Lists {
+            shape: *shape,
+            items: self.items.address(),
+            item_count: layout.items,
+            offsets: self.offsets.address(),
+            masks: self.masks.address(),
+            positions: self.positions.address(),
+            tile_heads: self.tile_heads.address(),
+            column_tiles: layout.tile_heads.len(),
+            gathered_k: self.gathered_k.address(),
+            gathered_v: self.gathered_v.address(),
+        })
+    }
+
+    /// What the last call did, per query head. Waits for it.
+    pub(in crate::cuda) fn report(&self, stream: &Stream) -> Result<Vec<HeadReport>, Error> {
+        let Some((layout, states)) = self.states(stream)? else { return Ok(vec![]) };
         let report = |(&pattern, state): (&Pattern, &HeadState)| HeadReport {
             pattern: if state.dense != 0 { Pattern::Dense } else { pattern },
             tiles: state.tiles,
@@ -175,5 +191,42 @@ impl Workspace {
             recall: None,
         };
         Ok(layout.patterns.iter().zip(&states).map(report).collect())
+    }
+
+    /// The indexes that the last call built, one a query head: for tests and pictures. Waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn indexes(&self, stream: &Stream) -> Result<Vec<SparseIndex>, Error> {
+        let (Some((layout, states)), Some(offsets)) = (self.states(stream)?, self.offsets.buffer()) else {
+            return Ok(vec![]);
+        };
+        let offsets = stream.download(offsets.view())?;
+        let positions = self.positions.buffer().map_or(Ok(vec![]), |positions| stream.download(positions.view()))?;
+        let CallShape { start, rows, .. } = layout.shape;
+        let list = |all: &[i32], first: usize, count: i32| -> Vec<usize> {
+            all[first..first + count as usize].iter().map(|&x| x as usize).collect()
+        };
+        let index = |(task, state): (&HeadTask, &HeadState)| {
+            if state.dense != 0 {
+                return SparseIndex::dense(start, rows, TILE);
+            }
+            let windows = list(&offsets, task.windows as usize, state.windows);
+            let columns = list(&positions, task.column_tile as usize * TILE.keys, state.columns);
+            let tail = rows.saturating_sub(task.dense_from as usize * TILE.queries);
+            SparseIndex::from_windows(start, rows, TILE, windows, columns).with_dense_tail(tail)
+        };
+        Ok(layout.heads.iter().zip(&states).map(index).collect())
+    }
+
+    fn states(&self, stream: &Stream) -> Result<Option<(&Layout, Vec<HeadState>)>, Error> {
+        let (Some(layout), Some(states)) = (&self.layout, self.states.buffer()) else { return Ok(None) };
+        Ok(Some((layout, stream.download(states.view().slice(0..layout.heads.len())?)?)))
+    }
+}
+
+impl Default for Workspace {
+    fn default() -> Self {
+        Self::new()
     }
 }
