@@ -81,6 +81,8 @@ struct IndexParams {
   int32_t dense_list;     // entries of the list of all windows; zero when no head needs it
   int32_t fallback;       // whether heads may turn dense
 };
+static_assert(sizeof(ScoreTask) == 12 && sizeof(HeadTask) == 80 && sizeof(HeadState) == 24, "the host's sizes");
+static_assert(sizeof(LastQueriesParams) == 72 && sizeof(IndexParams) == 136, "the host's sizes");
 
 // A gain and its offset in one number: the larger gain is the larger, and of equal ones that at the lower offset. Zero for no gain.
 __device__ __forceinline__ uint64_t gain_at(float gain, int offset) {

@@ -1,4 +1,4 @@
-// What the host (or an index kernel) tells the attention kernel: the mirror of `src/cuda/work.rs`.
+// What the host (or an index kernel) tells the attention kernel: the mirror of `src/cuda/plan.rs`.
 #pragma once
 #include <cstdint>
 
@@ -20,6 +20,7 @@ struct WorkItem {
   int32_t tile;
   int32_t reserved;
 };
+static_assert(sizeof(WorkItem) == 40, "the host's size");
 
 struct AttentionParams {
   const WorkItem* items;

@@ -31,6 +31,7 @@ pub struct WorkItem {
 }
 // SAFETY: integers, without padding.
 unsafe impl Plain for WorkItem {}
+const _: () = assert!(size_of::<WorkItem>() == 40);
 
 /// A tile of gathered columns as one query tile sees it: bit `j % 32` of word `j / 32` says whether column `j` of the tile counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

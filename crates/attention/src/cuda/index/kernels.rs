@@ -89,6 +89,8 @@ struct IndexParams {
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for IndexParams {}
 
+const _: () = assert!(size_of::<LastQueriesParams>() == 72 && size_of::<IndexParams>() == 136);
+
 /// Stages of the ring of key tiles, for thread blocks of this many warpgroups: small blocks share a multiprocessor.
 fn stages(groups: usize) -> usize {
     if groups > 2 { 4 } else { 2 }

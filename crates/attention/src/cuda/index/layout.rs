@@ -127,6 +127,8 @@ pub(super) struct HeadState {
 // SAFETY: integers, without padding.
 unsafe impl Plain for HeadState {}
 
+const _: () = assert!(size_of::<ScoreTask>() == 12 && size_of::<HeadTask>() == 80 && size_of::<HeadState>() == 24);
+
 /// The lists of a call and their room.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Layout {
