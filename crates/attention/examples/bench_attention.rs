@@ -1,7 +1,8 @@
-//! Times the CUDA attention kernel over ready-made indexes: dense, windows, windows and columns, blocks.
+//! Times the CUDA attention kernel over ready-made indexes (dense, windows, windows and columns, blocks), index building on the device
+//! (`index alone`), and both (`index and attention`).
 //!
 //! `bench_attention [--n 8192,32768,131072] [--dim 128] [--heads 32] [--kv-heads 8] [--rounds 3] [--case dense]` prints a JSON object a line. Times are
-//! medians of device time and include the gather of columns, not the choice of the index. TFLOPS count 4 * 128 * 128 * dim a visited
+//! medians of device time and include the gather of columns; the choice of the index only where the case says so. TFLOPS count 4 * 128 * 128 * dim a visited
 //! tile; `causal_tflops`, of dense attention, counts n * n / 2 products instead, as FlashAttention's benchmarks do.
 
 use std::collections::BTreeSet;
@@ -9,9 +10,11 @@ use std::collections::BTreeSet;
 use half::bf16;
 use rayon::prelude::*;
 use serde_json::json;
-use speedread_attention::SparseIndex;
-use speedread_attention::cuda::{Attention, DeviceRows, DeviceRowsMut, Plan, TILE};
+use speedread_attention::cuda::{
+    Attention, DeviceOptions, DevicePlan, DeviceRows, DeviceRowsMut, Plan, TILE, Workspace,
+};
 use speedread_attention::index::BlockLists;
+use speedread_attention::{Pattern, SparseIndex};
 use speedread_cuda::{Buffer, Device, Stream};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -20,6 +23,8 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 const LOCAL: usize = 16;
 const SCATTERED: usize = 32;
 const COLUMN_TILES: usize = 8;
+/// Pattern of the cases that build the index.
+const BUILT: &str = "vertical-slash-tiles:48,8";
 
 struct Arguments {
     lengths: Vec<usize>,
@@ -137,6 +142,24 @@ fn cases(n: usize, heads: usize, group: usize) -> Vec<(String, Vec<SparseIndex>)
     ]
 }
 
+/// What a case runs.
+enum Run {
+    /// Attention over indexes made on the host.
+    Planned(DevicePlan),
+    /// Index building alone.
+    Index,
+    /// Index building and attention.
+    Prefill,
+}
+
+struct Prepared {
+    name: String,
+    run: Run,
+    tiles: u64,
+    dense: u64,
+    times: Vec<f64>,
+}
+
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
@@ -153,30 +176,46 @@ fn main() -> Outcome<()> {
         let v = random(&stream, n * kv_heads * dim, 3)?;
         let mut out = stream.alloc::<bf16>(n * heads * dim)?;
         let mut lse = stream.alloc::<f32>(heads * n)?;
+        let rows = |data, heads| DeviceRows::contiguous(data, n, heads, dim);
+        let (rows_q, rows_k, rows_v) = (rows(q.view(), heads)?, rows(k.view(), kv_heads)?, rows(v.view(), kv_heads)?);
+        let mut work = Workspace::new();
+        let patterns = vec![BUILT.parse::<Pattern>()?; heads];
+        let options = DeviceOptions::default();
         let mut prepared = vec![];
         for (name, indexes) in cases(n, heads, heads / kv_heads).into_iter().filter(|(name, _)| name.starts_with(&case))
         {
             let plan = Plan::new(&indexes, kv_heads, dim)?;
             let tiles: u64 = plan.head_tiles().iter().sum();
             let dense: u64 = indexes.iter().map(SparseIndex::total_dense_tiles).sum();
-            prepared.push((name, plan.upload(&stream)?, tiles, dense, vec![]));
+            prepared.push(Prepared { name, run: Run::Planned(plan.upload(&stream)?), tiles, dense, times: vec![] });
+        }
+        for (name, run) in [("index alone", Run::Index), ("index and attention", Run::Prefill)] {
+            if name.starts_with(&case) {
+                attention.build_indexes(&stream, rows_q, rows_k, &patterns, &options, &mut work)?;
+                let report = attention.report(&stream, &work)?;
+                let (tiles, dense) =
+                    (report.iter().map(|head| head.tiles).sum(), report.iter().map(|head| head.dense_tiles).sum());
+                prepared.push(Prepared { name: format!("{name}: {BUILT}"), run, tiles, dense, times: vec![] });
+            }
         }
         let (mut longest, mut repeats) = (0f64, 2);
         // Rounds over all cases, so that the clock drifts for all alike; the first round only warms up.
         for round in 0..=rounds {
-            for (_, plan, _, _, times) in &mut prepared {
+            for Prepared { run, times, .. } in &mut prepared {
                 let mut once = || -> Outcome<f64> {
+                    let mut to = DeviceRowsMut::contiguous(out.view_mut(), n, heads, dim)?;
+                    let lse = Some(lse.view_mut());
                     let began = stream.record()?;
-                    attention.attend(
-                        &stream,
-                        DeviceRows::contiguous(q.view(), n, heads, dim)?,
-                        DeviceRows::contiguous(k.view(), n, kv_heads, dim)?,
-                        DeviceRows::contiguous(v.view(), n, kv_heads, dim)?,
-                        plan,
-                        None,
-                        &mut DeviceRowsMut::contiguous(out.view_mut(), n, heads, dim)?,
-                        Some(lse.view_mut()),
-                    )?;
+                    match run {
+                        Run::Planned(plan) => {
+                            attention.attend(&stream, rows_q, rows_k, rows_v, plan, None, &mut to, lse)?;
+                        }
+                        Run::Index => {
+                            attention.build_indexes(&stream, rows_q, rows_k, &patterns, &options, &mut work)?;
+                        }
+                        Run::Prefill => attention
+                            .prefill(&stream, rows_q, rows_k, rows_v, &patterns, &options, &mut work, &mut to, lse)?,
+                    }
                     Ok(began.milliseconds_to(&stream.record()?)?)
                 };
                 let first = once()?;
@@ -193,9 +232,9 @@ fn main() -> Outcome<()> {
         let rate = |ms: f64, products: f64| 4.0 * products * dim as f64 / ms / 1e9;
         let tile = (TILE.queries * TILE.keys) as f64;
         let mut dense_rate = 0.0;
-        for (name, _, tiles, dense, times) in prepared {
+        for Prepared { name, run, tiles, dense, times } in prepared {
             let (least, ms) = (times.iter().copied().fold(f64::INFINITY, f64::min), median(times));
-            let tflops = rate(ms, tiles as f64 * tile);
+            let tflops = if matches!(run, Run::Index) { 0.0 } else { rate(ms, tiles as f64 * tile) };
             let mut line = json!({
                 "device": device.name(), "element": "bf16", "n": n, "heads": heads, "kv_heads": kv_heads, "dim": dim, "case": name,
                 "ms": ms, "least_ms": least, "tiles": tiles, "density": tiles as f64 / dense as f64, "tflops": tflops,

@@ -17,6 +17,7 @@ struct GatherParams {
 extern "C" __global__ void __launch_bounds__(256) gather_columns(const __grid_constant__ GatherParams p) {
   const int64_t tile = blockIdx.x;
   const int head = p.heads[tile];
+  if (p.positions[tile * kTileKeys] < 0) return;  // room that the choice left: no query tile reads it
   for (int i = threadIdx.x; i < kTileKeys * p.chunks; i += blockDim.x) {
     const int row = i / p.chunks, chunk = i % p.chunks;
     const int64_t position = p.positions[tile * kTileKeys + row];

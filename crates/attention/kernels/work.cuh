@@ -1,11 +1,14 @@
-// What the host (or an index kernel) tells the attention kernel: the mirror of `src/cuda/work.rs`.
+// What the host (or an index kernel) tells the attention kernel: the mirror of `src/cuda/plan.rs`.
 #pragma once
 #include <cstdint>
 
+constexpr int kTileQueries = 128;
 constexpr int kTileKeys = 128;
 
 // One query tile of one query head. Its key tiles are first `spans` runs of contiguous keys, run i starting at key
-// `position of the tile's first row - offsets[list + i]`; then `column_tiles` tiles of gathered columns.
+// `position of the tile's first row - offsets[list + i]`; then the `column_tiles` tiles of gathered columns, from tile `tile` on, whose
+// masks, from entry `columns` on, are not empty. Bit j of a mask says whether column j of its tile counts.
+// An item without spans is an empty place of the queue.
 // The first run holds a key that every row of the tile sees, so that no row's maximum is ever minus infinity.
 struct WorkItem {
   int32_t head;
@@ -14,19 +17,15 @@ struct WorkItem {
   int32_t column_tiles;
   int64_t list;
   int64_t columns;
-};
-
-// A tile of gathered columns as one query tile sees it: bit j of the mask says whether its column j counts.
-struct ColumnTile {
-  uint32_t mask[4];
   int32_t tile;
-  int32_t reserved[3];
+  int32_t reserved;
 };
+static_assert(sizeof(WorkItem) == 40, "the host's size");
 
 struct AttentionParams {
   const WorkItem* items;
   const int32_t* offsets;
-  const ColumnTile* columns;
+  const uint4* columns;
   float* lse;        // [heads][rows], or null
   int32_t* counter;  // starts at zero
   int32_t item_count;

@@ -13,17 +13,33 @@ const POOLING_PER_TILE: f64 = 0.1;
 
 /// Whether `pattern` can cost less than `dense`, judged before its index is built: by the least its budget can come to.
 pub(crate) fn can_win(pattern: Pattern, dense: &SparseIndex) -> bool {
-    let keys = dense.shape().keys;
-    let least = match pattern {
-        Pattern::Dense => return false,
-        Pattern::AShape { local, .. } | Pattern::TriShape { local, .. } => local.div_ceil(keys),
-        Pattern::VerticalSlash { slash, budget: Budget::Lines, .. } => slash.div_ceil(keys),
+    let tiles: Vec<usize> = (0..dense.query_tiles()).map(|t| dense.tiles(t)).collect();
+    let key_tiles = dense.dense_tiles(dense.query_tiles() - 1);
+    least_tiles(pattern, dense.shape().keys).is_some_and(|least| beats(pattern, least, &tiles, key_tiles))
+}
+
+/// As [`can_win`], against dense attention whose query tiles visit `tiles` key tiles of `keys` keys, the last query tile all of them.
+pub(crate) fn pays(pattern: Pattern, keys: usize, tiles: &[usize]) -> bool {
+    let key_tiles = tiles.last().copied().unwrap_or(0);
+    least_tiles(pattern, keys).is_some_and(|least| beats(pattern, least, tiles, key_tiles))
+}
+
+/// The fewest key tiles of a query tile that a budget can come to, where there are as many; `None` for dense.
+fn least_tiles(pattern: Pattern, keys: usize) -> Option<usize> {
+    match pattern {
+        Pattern::Dense => None,
+        Pattern::AShape { local, .. } | Pattern::TriShape { local, .. } => Some(local.div_ceil(keys)),
+        Pattern::VerticalSlash { slash, budget: Budget::Lines, .. } => Some(slash.div_ceil(keys)),
         // A tile budget is spent to the full where there is mass; what it may leave unspent the exact check sees.
-        Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => vertical + slash,
-        Pattern::BlockSparse { blocks } => blocks,
-    };
-    let tiles: u64 = (0..dense.query_tiles()).map(|t| dense.tiles(t).min(least) as u64).sum();
-    tiles as f64 + index_cost(pattern, dense) < dense.total_tiles() as f64
+        Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => Some(vertical + slash),
+        Pattern::BlockSparse { blocks } => Some(blocks),
+    }
+}
+
+fn beats(pattern: Pattern, least: usize, tiles: &[usize], key_tiles: usize) -> bool {
+    let sparse: u64 = tiles.iter().map(|&dense| dense.min(least) as u64).sum();
+    let dense: u64 = tiles.iter().map(|&dense| dense as u64).sum();
+    sparse as f64 + index_cost(pattern, key_tiles, tiles.len()) < dense as f64
 }
 
 /// Whether running `index`, already built, costs less than `dense`.
@@ -32,12 +48,11 @@ pub(crate) fn wins(index: &SparseIndex, dense: &SparseIndex) -> bool {
 }
 
 /// Cost of building the index.
-fn index_cost(pattern: Pattern, dense: &SparseIndex) -> f64 {
-    let key_tiles = dense.dense_tiles(dense.query_tiles() - 1) as f64;
+fn index_cost(pattern: Pattern, key_tiles: usize, query_tiles: usize) -> f64 {
     match pattern {
         Pattern::Dense | Pattern::AShape { .. } | Pattern::TriShape { .. } => 0.0,
-        Pattern::VerticalSlash { .. } => LAST_QUERIES_PER_KEY_TILE * key_tiles,
-        Pattern::BlockSparse { .. } => POOLING_PER_TILE * (key_tiles + dense.query_tiles() as f64),
+        Pattern::VerticalSlash { .. } => LAST_QUERIES_PER_KEY_TILE * key_tiles as f64,
+        Pattern::BlockSparse { .. } => POOLING_PER_TILE * (key_tiles + query_tiles) as f64,
     }
 }
 

@@ -29,6 +29,7 @@ pub struct Launch<'a> {
     stream: &'a Stream,
     grid: [u32; 3],
     block: [u32; 3],
+    shared_bytes: u32,
     cluster: Option<[u32; 3]>,
     overlap: bool,
     /// Argument bytes, in 128-byte units: the alignment of the largest argument, a tensor map.
@@ -43,7 +44,18 @@ struct Unit([u8; 128]);
 impl<'a> Launch<'a> {
     pub(crate) fn new(function: &'a Function, stream: &'a Stream) -> Self {
         let (grid, block) = ([1; 3], [1; 3]);
-        Self { function, stream, grid, block, cluster: None, overlap: false, args: vec![], of: PhantomData }
+        let shared_bytes = function.shared_bytes;
+        Self {
+            function,
+            stream,
+            grid,
+            block,
+            shared_bytes,
+            cluster: None,
+            overlap: false,
+            args: vec![],
+            of: PhantomData,
+        }
     }
 
     /// Number of thread blocks.
@@ -54,6 +66,11 @@ impl<'a> Launch<'a> {
     /// Threads of a block.
     pub fn block(mut self, threads: u32) -> Self {
         self.block = [threads, 1, 1];
+        self
+    }
+    /// Dynamic shared memory of a block, when it is less than the function was loaded for.
+    pub fn shared_bytes(mut self, bytes: u32) -> Self {
+        self.shared_bytes = bytes;
         self
     }
     /// Thread blocks of a cluster (Hopper and newer).
@@ -114,7 +131,7 @@ impl<'a> Launch<'a> {
             blockDimX: self.block[0],
             blockDimY: self.block[1],
             blockDimZ: self.block[2],
-            sharedMemBytes: self.function.shared_bytes,
+            sharedMemBytes: self.shared_bytes,
             hStream: stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
@@ -126,7 +143,7 @@ impl<'a> Launch<'a> {
             .during("cuLaunchKernelEx", || {
                 format!(
                     "kernel {}, grid {:?}, block {:?}, {} bytes of shared memory",
-                    self.function.name, self.grid, self.block, self.function.shared_bytes
+                    self.function.name, self.grid, self.block, self.shared_bytes
                 )
             })
     }

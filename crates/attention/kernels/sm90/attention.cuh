@@ -56,6 +56,7 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     }
     const WorkItem* item = p.items + w;
     const int head = __ldg(&item->head), row = __ldg(&item->row), spans = __ldg(&item->spans);
+    if (spans == 0) continue;  // an empty place of the queue
     const int tiles = spans + __ldg(&item->column_tiles), kv_head = head / p.group;
     s.work[work.stage] = {head, row, tiles};
     s.work_full[work.stage].arrive();
@@ -66,7 +67,8 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     q.advance();
 
     const int32_t* offsets = p.offsets + __ldg(&item->list);
-    const ColumnTile* columns = p.columns + __ldg(&item->columns);
+    const uint4* columns = p.columns + __ldg(&item->columns);
+    int column_tile = __ldg(&item->tile);
     int key = 0, value_key = 0;  // first keys of the tiles whose K and V are loaded next; V follows one tile behind
     for (int t = 0; t <= tiles; t++) {
       if (t < tiles) {
@@ -77,9 +79,10 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
           key = first - __ldg(offsets + t);
           n.mask = key + T::kKeys - 1 > first || key < 0 ? MaskKind::kCausal : MaskKind::kNone;
         } else {
-          const ColumnTile* c = columns + (t - spans);
-          n.columns = __ldg(reinterpret_cast<const uint4*>(c->mask));
-          key = __ldg(&c->tile) * T::kKeys;
+          do {
+            n.columns = __ldg(columns++);
+            key = column_tile++ * T::kKeys;
+          } while ((n.columns.x | n.columns.y | n.columns.z | n.columns.w) == 0);
           n.mask = (n.columns.x & n.columns.y & n.columns.z & n.columns.w) == ~0u ? MaskKind::kNone : MaskKind::kColumns;
         }
         n.first_key = key;

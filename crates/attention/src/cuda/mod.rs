@@ -5,18 +5,20 @@
 //! copy engine.
 //!
 //! [`prefill`] is the whole way for data on the host, with the shapes and options of [`crate::prefill`]; indexes are estimated on the
-//! host. Data on the device goes through [`Attention::attend`], a decode step's
-//! through [`Attention::decode`].
+//! host. Data on the device goes through [`Attention::prefill`], which builds the indexes there, or, with a plan made on the host, through
+//! [`Attention::attend`]; a decode step's through [`Attention::decode`].
 
 mod attention;
 mod decode;
+mod index;
 mod plan;
 mod prefill;
 mod tensor;
 
-pub use attention::{Attention, HEAD_DIMS};
+pub use attention::{Attention, DeviceOptions, HEAD_DIMS};
 pub use decode::DecodeWorkspace;
-pub use plan::{ColumnTile, DevicePlan, Plan, WorkItem};
+pub use index::{CallShape, Snapshot, Workspace};
+pub use plan::{ColumnMask, DevicePlan, Plan, WorkItem};
 pub use prefill::prefill;
 pub use tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
 

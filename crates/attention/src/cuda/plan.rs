@@ -8,7 +8,7 @@ use crate::Error;
 use crate::index::SparseIndex;
 
 /// One query tile of one query head: `spans` runs of 128 keys, run `i` starting `offsets[list + i]` keys before the tile's first row, then
-/// `column_tiles` tiles of gathered columns.
+/// the `column_tiles` tiles of gathered columns whose masks are not empty.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct WorkItem {
@@ -22,25 +22,23 @@ pub struct WorkItem {
     pub column_tiles: i32,
     /// First entry among the offsets.
     pub list: i64,
-    /// First entry among the column tiles.
+    /// First entry among the masks: that of tile `tile`, the next one's follows.
     pub columns: i64,
+    /// First tile of gathered columns.
+    pub tile: i32,
+    #[doc(hidden)]
+    pub reserved: i32,
 }
 // SAFETY: integers, without padding.
 unsafe impl Plain for WorkItem {}
+const _: () = assert!(size_of::<WorkItem>() == 40);
 
-/// A tile of gathered columns as one query tile sees it.
+/// A tile of gathered columns as one query tile sees it: bit `j % 32` of word `j / 32` says whether column `j` of the tile counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct ColumnTile {
-    /// Bit `j % 32` of word `j / 32`: column `j` of the tile counts.
-    pub mask: [u32; 4],
-    /// Which tile.
-    pub tile: i32,
-    #[doc(hidden)]
-    pub reserved: [i32; 3],
-}
+#[repr(transparent)]
+pub struct ColumnMask(pub [u32; 4]);
 // SAFETY: integers, without padding.
-unsafe impl Plain for ColumnTile {}
+unsafe impl Plain for ColumnMask {}
 
 /// The work of one attention call, on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +49,7 @@ pub struct Plan {
     pub(crate) kv_heads: usize,
     items: Vec<WorkItem>,
     offsets: Vec<i32>,
-    columns: Vec<ColumnTile>,
+    columns: Vec<ColumnMask>,
     /// `[tiles][128]` key positions to gather; -1 where there is none.
     gather: Vec<i32>,
     /// `[tiles]` key heads to gather from.
@@ -63,11 +61,11 @@ pub struct Plan {
 struct HeadPlan {
     items: Vec<WorkItem>,
     offsets: Vec<i32>,
-    columns: Vec<ColumnTile>,
+    columns: Vec<ColumnMask>,
 }
 
 /// Bytes of K and V that the order of work tries to keep in the second-level cache (of 50 MB and more on the chips this is for).
-const CACHE_BYTES: usize = 32 << 20;
+pub(super) const CACHE_BYTES: usize = 32 << 20;
 
 impl Plan {
     /// Lays out the work of `indexes`, one a query head, for `kv_heads` key heads of `dim` elements.
@@ -177,7 +175,7 @@ pub struct DevicePlan {
     pub(crate) kv_heads: usize,
     pub(crate) items: Buffer<WorkItem>,
     pub(crate) offsets: Buffer<i32>,
-    pub(crate) columns: Buffer<ColumnTile>,
+    pub(crate) columns: Buffer<ColumnMask>,
     pub(crate) gather: Buffer<i32>,
     pub(crate) gather_heads: Buffer<i32>,
 }
@@ -189,7 +187,8 @@ fn head_plan(head: usize, index: &SparseIndex, base: usize) -> HeadPlan {
     let mut live = vec![];
     for tile in 0..index.query_tiles() {
         let m0 = index.positions(tile).start;
-        let first_column_tile = part.columns.len();
+        let first_mask = part.columns.len();
+        let mut first_tile = 0;
         let (list, spans) = if index.is_dense(tile) {
             (-1, index.dense_tiles(tile))
         } else if let Some(blocks) = index.blocks() {
@@ -203,38 +202,40 @@ fn head_plan(head: usize, index: &SparseIndex, base: usize) -> HeadPlan {
         } else {
             live.clear();
             index.live_columns(tile, &mut live);
-            column_tiles(index.columns(), &live, base, &mut part.columns);
+            first_tile = column_masks(index.columns(), &live, &mut part.columns);
             (0, index.windows().partition_point(|&o| o < m0 + TILE.keys))
         };
+        let masks = &part.columns[first_mask..];
         part.items.push(WorkItem {
             head: head as i32,
             row: (tile * TILE.queries) as i32,
             spans: spans as i32,
-            column_tiles: (part.columns.len() - first_column_tile) as i32,
+            column_tiles: masks.iter().filter(|mask| mask.0 != [0; 4]).count() as i32,
             list,
-            columns: first_column_tile as i64,
+            columns: first_mask as i64,
+            tile: (base + first_tile) as i32,
+            reserved: 0,
         });
     }
     part
 }
 
-/// Appends the tiles of `columns` in which one of the `live` ones (a subsequence) lies.
-fn column_tiles(columns: &[usize], live: &[usize], base: usize, to: &mut Vec<ColumnTile>) {
+/// Appends the masks of the tiles of `columns` from the first to the last in which one of the `live` ones (a subsequence) lies; returns the
+/// first.
+fn column_masks(columns: &[usize], live: &[usize], to: &mut Vec<ColumnMask>) -> usize {
     let mut at = 0;
-    let mut tile = usize::MAX;
+    let mut first = None;
+    let begin = to.len();
     for &column in live {
         while columns[at] != column {
             at += 1;
         }
-        if at / TILE.keys != tile {
-            tile = at / TILE.keys;
-            to.push(ColumnTile { tile: (base + tile) as i32, ..ColumnTile::default() });
-        }
-        let bit = at % TILE.keys;
-        if let Some(last) = to.last_mut() {
-            last.mask[bit / 32] |= 1 << (bit % 32);
-        }
+        let (tile, bit) = (at / TILE.keys, at % TILE.keys);
+        let first = *first.get_or_insert(tile);
+        to.resize(begin + tile - first + 1, ColumnMask::default());
+        to[begin + tile - first].0[bit / 32] |= 1 << (bit % 32);
     }
+    first.unwrap_or(0)
 }
 
 /// The order of work: sections of key heads whose K and V fit the cache together, those with the longest tiles first; within a section
@@ -266,9 +267,10 @@ mod tests {
             let spans = &self.offsets[item.list as usize..][..item.spans as usize];
             let mut keys: Vec<i64> =
                 spans.iter().flat_map(|&o| m0 - o as i64..m0 - o as i64 + TILE.keys as i64).collect();
-            for tile in &self.columns[item.columns as usize..][..item.column_tiles as usize] {
-                let live = (0..TILE.keys).filter(|j| tile.mask[j / 32] >> (j % 32) & 1 == 1);
-                keys.extend(live.map(|j| self.gather[tile.tile as usize * TILE.keys + j] as i64));
+            let masks = self.columns[item.columns as usize..].iter().enumerate();
+            for (i, mask) in masks.filter(|(_, mask)| mask.0 != [0; 4]).take(item.column_tiles as usize) {
+                let live = (0..TILE.keys).filter(|j| mask.0[j / 32] >> (j % 32) & 1 == 1);
+                keys.extend(live.map(|j| self.gather[(item.tile as usize + i) * TILE.keys + j] as i64));
             }
             keys
         }

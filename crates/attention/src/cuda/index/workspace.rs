@@ -1,0 +1,261 @@
+//! The device memory of index building.
+
+use speedread_cuda::{Buffer, Plain, Stream};
+
+use super::layout::{CallShape, HeadState, HeadTask, Layout, ScoreTask};
+use crate::cuda::TILE;
+use crate::cuda::attention::Lists;
+use crate::cuda::plan::{ColumnMask, WorkItem};
+use crate::estimate::LAST_QUERIES;
+use crate::{Error, HeadReport, Pattern, SparseIndex};
+
+/// Device buffers of index building, reused from call to call: they grow, and never shrink. Calls that share one must be on one stream, or
+/// otherwise ordered.
+#[derive(Debug)]
+pub struct Workspace {
+    pub(super) heads: Room<HeadTask>,
+    pub(super) slots: Room<i32>,
+    pub(super) score_tasks: Room<ScoreTask>,
+    pub(super) tile_heads: Room<i32>,
+    pub(super) states: Room<HeadState>,
+    /// Pairs of largest score and sum.
+    pub(super) partials: Room<f32>,
+    pub(super) columns: Room<f32>,
+    pub(super) diagonals: Room<f32>,
+    pub(super) gains: Room<f32>,
+    pub(super) best: Room<u64>,
+    pub(super) offsets: Room<i32>,
+    pub(super) positions: Room<i32>,
+    pub(super) masks: Room<ColumnMask>,
+    pub(super) items: Room<WorkItem>,
+    /// 16-byte chunks of gathered keys and values.
+    pub(super) gathered_k: Room<u64>,
+    pub(super) gathered_v: Room<u64>,
+    pub(super) layout: Option<Layout>,
+}
+
+/// A buffer that grows.
+#[derive(Debug)]
+pub(super) struct Room<T>(Option<Buffer<T>>);
+
+impl<T: Plain> Room<T> {
+    /// Makes room for `len` elements; what was there is lost if it grows.
+    fn reserve(&mut self, stream: &Stream, len: usize) -> Result<(), Error> {
+        if self.0.as_ref().is_none_or(|buffer| buffer.len() < len) {
+            self.0 = None; // freed first: both need not fit
+            self.0 = Some(stream.alloc(len)?);
+        }
+        Ok(())
+    }
+    /// Makes room for `data` and copies it.
+    fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<(), Error> {
+        self.reserve(stream, data.len())?;
+        match &mut self.0 {
+            Some(buffer) => Ok(stream.write(data, buffer.view_mut().slice(0..data.len())?)?),
+            None => Ok(()),
+        }
+    }
+    /// The device address; zero before the first use.
+    pub(super) fn address(&self) -> u64 {
+        self.0.as_ref().map_or(0, |buffer| buffer.view().address())
+    }
+    pub(super) fn buffer(&self) -> Option<&Buffer<T>> {
+        self.0.as_ref()
+    }
+    pub(super) fn buffer_mut(&mut self) -> Option<&mut Buffer<T>> {
+        self.0.as_mut()
+    }
+}
+
+/// Elements of each buffer for a layout.
+struct Sizes {
+    partials: usize,
+    masses: usize,
+    gains: usize,
+    best: usize,
+    positions: usize,
+    gathered: usize,
+}
+
+impl Sizes {
+    fn of(layout: &Layout, dim: usize) -> Self {
+        let slots = layout.slots.len();
+        let with_gains = if layout.has_gains { slots } else { 0 };
+        let positions = layout.tile_heads.len() * TILE.keys;
+        Sizes {
+            partials: slots * layout.chunks * LAST_QUERIES * 2,
+            masses: slots * layout.pitch,
+            gains: with_gains * layout.pitch,
+            best: with_gains * layout.runs,
+            positions,
+            gathered: positions * dim * 2 / size_of::<u64>(),
+        }
+    }
+}
+
+impl Workspace {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self {
+            heads: Room(None),
+            slots: Room(None),
+            score_tasks: Room(None),
+            tile_heads: Room(None),
+            states: Room(None),
+            partials: Room(None),
+            columns: Room(None),
+            diagonals: Room(None),
+            gains: Room(None),
+            best: Room(None),
+            offsets: Room(None),
+            positions: Room(None),
+            masks: Room(None),
+            items: Room(None),
+            gathered_k: Room(None),
+            gathered_v: Room(None),
+            layout: None,
+        }
+    }
+
+    /// Device bytes that a call of this shape needs.
+    ///
+    /// # Errors
+    /// As for [`Attention::prefill`](crate::cuda::Attention::prefill), for shapes and patterns.
+    pub fn bytes(shape: &CallShape, patterns: &[Pattern]) -> Result<u64, Error> {
+        let layout = Layout::new(shape, patterns, true)?;
+        let sizes = Sizes::of(&layout, shape.dim);
+        let bytes = size_of_val(&layout.heads[..])
+            + size_of_val(&layout.slots[..])
+            + size_of_val(&layout.score_tasks[..])
+            + size_of_val(&layout.tile_heads[..])
+            + layout.heads.len() * size_of::<HeadState>()
+            + (sizes.partials + 2 * sizes.masses + sizes.gains) * size_of::<f32>()
+            + sizes.best * size_of::<u64>()
+            + (layout.offsets + sizes.positions) * size_of::<i32>()
+            + layout.masks * size_of::<ColumnMask>()
+            + layout.items * size_of::<WorkItem>()
+            + 2 * sizes.gathered * size_of::<u64>();
+        Ok(bytes as u64)
+    }
+
+    /// Makes room for a call and copies to the device what the host knows of it.
+    pub(super) fn prepare(&mut self, stream: &Stream, layout: Layout, dim: usize) -> Result<(), Error> {
+        self.layout = None;
+        let sizes = Sizes::of(&layout, dim);
+        self.heads.fill(stream, &layout.heads)?;
+        self.slots.fill(stream, &layout.slots)?;
+        self.score_tasks.fill(stream, &layout.score_tasks)?;
+        self.tile_heads.fill(stream, &layout.tile_heads)?;
+        self.states.reserve(stream, layout.heads.len())?;
+        self.partials.reserve(stream, sizes.partials)?;
+        self.columns.reserve(stream, sizes.masses)?;
+        self.diagonals.reserve(stream, sizes.masses)?;
+        self.gains.reserve(stream, sizes.gains)?;
+        self.best.reserve(stream, sizes.best)?;
+        self.offsets.reserve(stream, layout.offsets)?;
+        self.positions.reserve(stream, sizes.positions)?;
+        self.masks.reserve(stream, layout.masks)?;
+        self.items.reserve(stream, layout.items)?;
+        self.gathered_k.reserve(stream, sizes.gathered)?;
+        self.gathered_v.reserve(stream, sizes.gathered)?;
+        self.layout = Some(layout);
+        Ok(())
+    }
+
+    /// The lists of the last call.
+    pub(in crate::cuda) fn lists(&self) -> Result<Lists, Error> {
+        let Some(layout) = &self.layout else {
+            return Err(no_indexes());
+        };
+        Ok(Lists {
+            shape: layout.shape,
+            items: self.items.address(),
+            item_count: layout.items,
+            offsets: self.offsets.address(),
+            masks: self.masks.address(),
+            positions: self.positions.address(),
+            tile_heads: self.tile_heads.address(),
+            column_tiles: layout.tile_heads.len(),
+            gathered_k: self.gathered_k.address(),
+            gathered_v: self.gathered_v.address(),
+        })
+    }
+
+    /// Queues a copy of what the last call did, which outlives the next call: so that a report of many calls is read once, after all.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], and when there was no call.
+    pub fn snapshot(&self, stream: &Stream) -> Result<Snapshot, Error> {
+        let (Some(layout), Some(states)) = (&self.layout, self.states.buffer()) else {
+            return Err(no_indexes());
+        };
+        let mut copy = stream.alloc(layout.heads.len())?;
+        stream.copy(states.view().slice(0..layout.heads.len())?, copy.view_mut())?;
+        Ok(Snapshot { patterns: layout.patterns.clone(), dense_tiles: layout.dense_tiles, states: copy })
+    }
+
+    /// The indexes that the last call built, one a query head: for tests and pictures. Waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn indexes(&self, stream: &Stream) -> Result<Vec<SparseIndex>, Error> {
+        let (Some((layout, states)), Some(offsets)) = (self.states(stream)?, self.offsets.buffer()) else {
+            return Ok(vec![]);
+        };
+        let offsets = stream.download(offsets.view())?;
+        let positions = self.positions.buffer().map_or(Ok(vec![]), |positions| stream.download(positions.view()))?;
+        let CallShape { start, rows, .. } = layout.shape;
+        let list = |all: &[i32], first: usize, count: i32| -> Vec<usize> {
+            all[first..first + count as usize].iter().map(|&x| x as usize).collect()
+        };
+        let index = |(task, state): (&HeadTask, &HeadState)| {
+            if state.dense != 0 {
+                return SparseIndex::dense(start, rows, TILE);
+            }
+            let windows = list(&offsets, task.windows as usize, state.windows);
+            let columns = list(&positions, task.column_tile as usize * TILE.keys, state.columns);
+            let tail = rows.saturating_sub(task.dense_from as usize * TILE.queries);
+            SparseIndex::from_windows(start, rows, TILE, windows, columns).with_dense_tail(tail)
+        };
+        Ok(layout.heads.iter().zip(&states).map(index).collect())
+    }
+
+    fn states(&self, stream: &Stream) -> Result<Option<(&Layout, Vec<HeadState>)>, Error> {
+        let (Some(layout), Some(states)) = (&self.layout, self.states.buffer()) else { return Ok(None) };
+        Ok(Some((layout, stream.download(states.view().slice(0..layout.heads.len())?)?)))
+    }
+}
+
+/// What a call did, on the device.
+#[derive(Debug)]
+pub struct Snapshot {
+    patterns: Vec<Pattern>,
+    dense_tiles: u64,
+    states: Buffer<HeadState>,
+}
+
+impl Snapshot {
+    /// Per query head: pattern (dense after a fallback) and key tiles. Waits for the call.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn read(&self, stream: &Stream) -> Result<Vec<HeadReport>, Error> {
+        let report = |(&pattern, state): (&Pattern, &HeadState)| HeadReport {
+            pattern: if state.dense != 0 { Pattern::Dense } else { pattern },
+            tiles: state.tiles,
+            dense_tiles: self.dense_tiles,
+            recall: None,
+        };
+        Ok(self.patterns.iter().zip(&stream.download(self.states.view())?).map(report).collect())
+    }
+}
+
+fn no_indexes() -> Error {
+    Error::Shape("a workspace without indexes".into())
+}
+
+impl Default for Workspace {
+    fn default() -> Self {
+        Self::new()
+    }
+}

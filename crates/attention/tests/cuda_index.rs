@@ -1,0 +1,160 @@
+//! Indexes built on the device: what they keep against what the CPU's estimator keeps, and outputs against the f64 oracle.
+//!
+//! Without a device the tests say that they were skipped; with `SPEEDREAD_REQUIRE_CUDA=1` that is a failure.
+
+mod case;
+mod device;
+
+use case::{Case, patterns};
+use device::{Layout, Rounded, attention};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use rayon::prelude::*;
+use speedread_attention::cuda::{self, AttentionElement, CallShape, Plan, TILE, Workspace};
+use speedread_attention::*;
+
+/// Share of the attention mass of the last queries of a head that the windows and columns of an index hold, without its dense tail.
+fn mass_kept<T: AttentionElement>(case: &Rounded<T>, head: usize, index: &SparseIndex) -> f64 {
+    let Case { rows, start, heads, kv_heads, .. } = case.case;
+    let lists = SparseIndex::from_windows(start, rows, TILE, index.windows().to_vec(), index.columns().to_vec());
+    let (q, k) = (case.case.q(), case.k());
+    let queries = rows.min(64);
+    let kept: f64 = (rows - queries..rows)
+        .into_par_iter()
+        .map(|row| {
+            let dot = |key| -> f64 {
+                let k = k.row(key, head / (heads / kv_heads));
+                q.row(row, head).iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(b.to_f32())).sum::<f64>()
+            };
+            let scores: Vec<f64> = (0..=start + row).map(|key| dot(key) * case.case.scale()).collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+            let seen = weights.iter().enumerate().filter(|&(key, _)| lists.contains(row, key));
+            seen.map(|(_, w)| w).sum::<f64>() / weights.iter().sum::<f64>()
+        })
+        .sum();
+    kept / queries as f64
+}
+
+/// Block-sparse indexes are the host's; all other patterns.
+fn built_patterns() -> impl Strategy<Value = Pattern> {
+    patterns().prop_filter("built on the host", |pattern| !matches!(pattern, Pattern::BlockSparse { .. }))
+}
+
+fn check<T: AttentionElement>(case: Case, patterns: &[Pattern], fallback: bool, layout: Layout, work: &mut Workspace) {
+    let Some(device) = attention() else { return };
+    let case = Rounded::<T>::new(case);
+    let Case { rows, start, heads, kv_heads, dim, .. } = case.case;
+    let about = format!("{} {patterns:?} {rows} rows from {start}, {heads}/{kv_heads} heads of {dim}", T::NAME);
+    let (out, lse, indexes, report) = case.prefill(device, patterns, fallback, layout, work);
+    let want = case.indexes(patterns, fallback);
+    let plan = Plan::new(&indexes, kv_heads, dim).unwrap();
+    for head in 0..heads {
+        let (got, want, report) = (&indexes[head], &want[head], &report[head]);
+        assert_eq!(report.dense_tiles, want.total_dense_tiles(), "{about}");
+        assert_eq!(report.tiles, plan.head_tiles()[head], "{about}: head {head}");
+        if got.windows().is_empty() || want.windows().is_empty() {
+            // Dense: by its pattern, or because it costs no less; the device may judge that a little sooner.
+            assert!(fallback || patterns[head] == Pattern::Dense, "{about}: head {head} ran dense");
+            continue;
+        }
+        assert_eq!(got.is_dense(got.query_tiles() - 1), want.is_dense(want.query_tiles() - 1), "{about}");
+        if !matches!(patterns[head], Pattern::VerticalSlash { .. }) {
+            assert_eq!(got, want, "{about}: head {head}");
+            continue;
+        }
+        // Sums in another order may swap what is nearly equal.
+        if !matches!(patterns[head], Pattern::VerticalSlash { budget: Budget::Tiles, .. }) {
+            assert_eq!(got.columns().len(), want.columns().len(), "{about}: columns of head {head}");
+        }
+        let (kept, wanted) = (mass_kept(&case, head, got), mass_kept(&case, head, want));
+        assert!((kept - wanted).abs() < 2e-3, "{about}: head {head} keeps {kept}, the estimator {wanted}");
+    }
+    case.check(&out, &lse, &indexes, &about);
+}
+
+proptest! {
+    // The machine that runs this may not have the sources.
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_pattern_matches_the_oracle(
+        rows in prop_oneof![1usize..70, 1usize..1500, Just(128usize), Just(256usize)], start in prop_oneof![Just(0usize), 0usize..900],
+        kv_heads in 1usize..4, group in 1usize..9, dim in prop_oneof![Just(64usize), Just(96), Just(128)],
+        chosen in proptest::collection::vec(built_patterns(), 1..4), fallback: bool, half: bool, spare in proptest::option::of(0usize..300),
+        seed: u64,
+    ) {
+        if attention().is_none() { return Ok(()) }
+        let case = Case::new(rows, start, kv_heads, group, dim, seed);
+        let patterns: Vec<Pattern> = (0..case.heads).map(|head| chosen[head % chosen.len()]).collect();
+        let layout = spare.map_or(Layout::RowMajor, |spare| Layout::HeadMajor { spare });
+        if half {
+            check::<f16>(case, &patterns, fallback, layout, &mut Workspace::new());
+        } else {
+            check::<bf16>(case, &patterns, fallback, layout, &mut Workspace::new());
+        }
+    }
+}
+
+/// Shapes that tiles make special, with budgets smaller and larger than the sequence, one workspace for all.
+#[test]
+fn edges_of_tiles() {
+    if attention().is_none() {
+        return;
+    }
+    let mut work = Workspace::new();
+    for (rows, start) in
+        [(1, 0), (1, 127), (1, 5000), (2, 0), (63, 0), (64, 64), (65, 0), (127, 0), (129, 0), (200, 64), (64, 4032)]
+    {
+        for dim in cuda::HEAD_DIMS {
+            for text in [
+                "vertical-slash-tiles:4,6",
+                "vertical-slash-tiles:1,1",
+                "vertical-slash-tiles:900,900",
+                "vertical-slash:30,100",
+                "vertical-slash:9000,9000",
+                "a-shape:300,200",
+                "tri-shape:9000,9000,1",
+            ] {
+                let case = Case::new(rows, start, 2, 2, dim, 11);
+                check::<bf16>(case, &[text.parse().unwrap(); 4], false, Layout::RowMajor, &mut work);
+            }
+        }
+    }
+}
+
+/// Long enough for several runs of keys, several blocks of gains and several batches of column tiles.
+#[test]
+fn long_prompts() {
+    if attention().is_none() {
+        return;
+    }
+    for (text, rows, start) in [
+        ("vertical-slash-tiles:40,24", 30_001, 0),
+        ("vertical-slash:5000,3000", 20_000, 77),
+        ("vertical-slash-tiles:12,8", 3_000, 60_000),
+    ] {
+        let case = Case::new(rows, start, 1, 2, 128, 3);
+        check::<bf16>(case, &[text.parse().unwrap(); 2], true, Layout::RowMajor, &mut Workspace::new());
+    }
+}
+
+/// The same inputs give the same bits.
+#[test]
+fn runs_repeat_exactly() {
+    let Some(device) = attention() else { return };
+    let case = Rounded::<bf16>::new(Case::new(9000, 300, 4, 4, 128, 9));
+    let patterns = ["vertical-slash-tiles:4,8".parse().unwrap(); 16];
+    let mut work = Workspace::new();
+    let first = case.prefill(device, &patterns, false, Layout::RowMajor, &mut work);
+    for _ in 0..5 {
+        assert_eq!(case.prefill(device, &patterns, false, Layout::RowMajor, &mut work), first);
+    }
+}
+
+#[test]
+fn memory_stays_small() {
+    let shape = CallShape { rows: 1 << 20, start: 0, heads: 32, kv_heads: 8, dim: 128 };
+    let bytes = Workspace::bytes(&shape, &["vertical-slash-tiles:48,8".parse().unwrap(); 32]).unwrap();
+    assert!(bytes < 800 << 20, "{} MiB", bytes >> 20);
+}
