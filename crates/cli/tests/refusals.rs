@@ -53,13 +53,20 @@ fn a_device_that_is_not_there_is_an_error() {
 #[test]
 fn attention_alone_is_timed() {
     let cache = tempdir().unwrap();
-    let args = ["bench", "attention", "--device", "cpu", "--heads", "4/2/64", "--lengths", "300", "--repeat", "1", "--json"];
-    let run = speedread(&cache).args(args).args(["--attention", "dense", "--attention", "a-shape:4,64"]).assert().success();
+    let args =
+        ["bench", "attention", "--device", "cpu", "--heads", "4/2/64", "--lengths", "300", "--repeat", "1", "--json"];
+    let run =
+        speedread(&cache).args(args).args(["--attention", "dense", "--attention", "a-shape:4,64"]).assert().success();
     let found: serde_json::Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
     let rows = found["rows"].as_array().unwrap();
-    assert_eq!(rows.iter().map(|row| row["attention"].as_str().unwrap()).collect::<Vec<_>>(), ["dense", "a-shape:4,64"]);
+    assert_eq!(
+        rows.iter().map(|row| row["attention"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["dense", "a-shape:4,64"]
+    );
     assert!(rows[0]["density"] == 1.0 && rows[1]["density"].as_f64().unwrap() < 1.0);
-    assert!(rows.iter().all(|row| row["tflops"].as_f64().unwrap() > 0.0 && row["milliseconds"].as_f64().unwrap() > 0.0));
+    assert!(
+        rows.iter().all(|row| row["tflops"].as_f64().unwrap() > 0.0 && row["milliseconds"].as_f64().unwrap() > 0.0)
+    );
 }
 
 #[test]

@@ -171,7 +171,8 @@ fn attention_is_drawn() {
 fn prefill_is_timed() {
     let Some(stage) = Stage::set() else { return };
     let svg = stage.path("plot.svg");
-    let bench = json(&mut stage.run("bench prefill", &["--lengths", "64,256", "--repeat", "1", "--json", "--svg", &svg]));
+    let bench =
+        json(&mut stage.run("bench prefill", &["--lengths", "64,256", "--repeat", "1", "--json", "--svg", &svg]));
     let rows = bench["rows"].as_array().unwrap();
     assert_eq!(rows.iter().map(|row| row["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [64, 256]);
     for row in rows {

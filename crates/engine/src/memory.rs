@@ -1,5 +1,8 @@
 //! The memory a run will need, known and compared with what the machine has before anything is allocated.
 
+use speedread_attention::Pattern;
+use speedread_attention::cuda::{CallShape, Workspace};
+
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{CudaBackend, padded_dim};
@@ -64,8 +67,16 @@ impl MemoryPlan {
         let wide_queries = (rows as u64).saturating_mul((config.heads * padded) as u64);
         // Output of attention, as large as the queries; both again where heads are filled up.
         let attended = if padded == config.head_dim { queries } else { wide_queries.saturating_mul(2) };
-        // Attention's work list, and masks of some columns, for every 128 rows of a head.
-        let index = (rows as u64 / 128 + 1).saturating_mul(config.heads as u64 * 1024);
+        let shape = CallShape {
+            rows,
+            start: options.context - rows,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            dim: padded,
+        };
+        // Lengths and patterns that no kernel takes are refused elsewhere too.
+        let of_layer = |patterns: &Vec<Pattern>| Workspace::bytes(&shape, patterns).unwrap_or(u64::MAX);
+        let index = options.attention.distinct(config.heads, options.context).iter().map(of_layer).max().unwrap_or(0);
         Self {
             weights,
             kv: kv.bytes().unwrap_or(u64::MAX),

@@ -32,6 +32,18 @@ pub enum AttentionChoice {
     PerHead(PatternTable),
 }
 
+impl AttentionChoice {
+    /// The patterns of a layer's heads for a prompt of `tokens`, each combination of the model's layers at least once.
+    pub(crate) fn distinct(&self, heads: usize, tokens: usize) -> Vec<Vec<Pattern>> {
+        match self {
+            Self::Dense => vec![vec![Pattern::Dense; heads]],
+            Self::Auto => vec![vec![Pattern::default_for(tokens); heads]],
+            Self::Uniform(pattern) => vec![vec![*pattern; heads]],
+            Self::PerHead(table) => table.for_tokens(tokens).to_vec(),
+        }
+    }
+}
+
 /// Options of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionOptions {

@@ -163,7 +163,7 @@ pub(crate) fn biases(config: &ModelConfig, layer: usize) -> (Vec<f32>, Vec<f32>)
     }
     for (n, head) in q.chunks_exact_mut(dim).enumerate() {
         let draw = value((layer * config.heads + n) as u64, 1.0).to_bits() as u64;
-        let distance = if draw % 2 == 0 { 0 } else { draw * 2_654_435_761 % FARTHEST } as f64;
+        let distance = if draw.is_multiple_of(2) { 0 } else { draw * 2_654_435_761 % FARTHEST } as f64;
         for (pair, frequency) in frequencies.iter().enumerate().take(fast) {
             let (a, b) = places(pair);
             let (sin, cos) = (-distance * frequency).sin_cos();

@@ -134,7 +134,7 @@ impl Attention {
         let element = size_of::<T>();
         let fits = |x: &speedread_cuda::Tensor| {
             [x.row_stride * element, x.head_stride * element].iter().all(|s| s.is_multiple_of(16))
-                && x.address % 16 == 0
+                && x.address.is_multiple_of(16)
         };
         if ![query, keys, values, output].into_iter().all(fits) || len >= i32::MAX as usize - STEP_KEYS {
             return Err(Error::Shape(format!(

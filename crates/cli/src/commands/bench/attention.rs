@@ -192,10 +192,11 @@ impl Bench for OnCpu {
     fn run(&mut self, pattern: Pattern) -> anyhow::Result<Timed> {
         let Heads { heads, kv_heads, dim } = self.heads;
         let tokens = self.q.len() / (heads * dim);
-        let (q, k) = (Rows::contiguous(&self.q, tokens, heads, dim)?, Rows::contiguous(&self.k, tokens, kv_heads, dim)?);
+        let (q, k) =
+            (Rows::contiguous(&self.q, tokens, heads, dim)?, Rows::contiguous(&self.k, tokens, kv_heads, dim)?);
         let v = Rows::contiguous(&self.v, tokens, kv_heads, dim)?;
         let out = RowsMut::contiguous(&mut self.out, tokens, heads, dim)?;
-        let options = Options { dense_fallback: false, isa: Some(Isa::bf16()), ..Options::default() };
+        let options = Options { dense_fallback: false, isa: Isa::bf16(), ..Options::default() };
         let report = speedread_attention::prefill(q, k, v, &vec![pattern; heads], &options, out, None)?;
         Ok(Timed { index: report.index_seconds, attention: report.attention_seconds, heads: report.heads })
     }

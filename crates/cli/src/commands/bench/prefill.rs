@@ -100,8 +100,7 @@ pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
 
 /// What the model runs on.
 fn device(model: &Model, args: &PrefillBenchArgs) -> String {
-    let on_cpu =
-        || format!("{} threads, {}", rayon::current_num_threads(), args.prefill.reading.precision.kernel());
+    let on_cpu = || format!("{} threads, {}", rayon::current_num_threads(), args.prefill.reading.precision.kernel());
     model.device_name().map_or_else(on_cpu, str::to_owned)
 }
 

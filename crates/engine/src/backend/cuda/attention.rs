@@ -1,9 +1,8 @@
 //! Attention of a pass and of a decode step on the device.
 
 use half::bf16;
-use half::slice::HalfFloatSliceExt;
-use speedread_attention::cuda::{DecodeWorkspace, DevicePlan, DeviceRows, DeviceRowsMut, Plan, TILE};
-use speedread_attention::{HeadReport, Options, Pattern, Rows, SparseIndex, plan_in_tiles};
+use speedread_attention::cuda::{DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Snapshot, Workspace};
+use speedread_attention::{HeadReport, Options, Pattern, Recall};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
 use super::buffers::{CudaBuffer, CudaCache};
@@ -15,10 +14,27 @@ use crate::{Error, Result};
 /// What attention keeps between calls.
 #[derive(Debug)]
 pub(super) struct AttentionState {
-    /// Dense attention of a chunk: the same in every layer.
-    dense: Option<Planned>,
+    work: Workspace,
     buffers: Exchange,
     decode: DecodeWorkspace,
+}
+
+/// What attention of a layer did, to be read when the device is done.
+#[derive(Debug)]
+pub(super) struct Pending {
+    heads: Snapshot,
+    recall: Option<Vec<Recall>>,
+}
+
+impl Pending {
+    /// One entry a query head. Waits for the device.
+    pub fn read(self, stream: &Stream) -> Result<Vec<HeadReport>> {
+        let mut heads = self.heads.read(stream)?;
+        if let Some(recall) = self.recall {
+            heads.iter_mut().zip(recall).for_each(|(head, recall)| head.recall = Some(recall));
+        }
+        Ok(heads)
+    }
 }
 
 /// Where queries go in and outputs come out.
@@ -30,42 +46,11 @@ struct Exchange {
     padded: Option<[Buffer<bf16>; 2]>,
 }
 
-/// A plan on the device, and what it makes each head do.
-#[derive(Debug)]
-struct Planned {
-    start: usize,
-    rows: usize,
-    plan: DevicePlan,
-    heads: Vec<HeadReport>,
-}
-
-impl Planned {
-    fn new(stream: &Stream, of: Vec<(Pattern, SparseIndex)>, kv_heads: usize, dim: usize) -> Result<Self> {
-        let (patterns, indexes): (Vec<_>, Vec<_>) = of.into_iter().unzip();
-        let plan = Plan::new(&indexes, kv_heads, dim)?;
-        let head = |i: usize| HeadReport {
-            pattern: patterns[i],
-            tiles: plan.head_tiles()[i],
-            dense_tiles: indexes[i].total_dense_tiles(),
-            recall: None,
-        };
-        let heads = (0..indexes.len()).map(head).collect();
-        let (start, rows) = (indexes[0].start(), indexes[0].rows());
-        Ok(Self { start, rows, plan: plan.upload(stream)?, heads })
-    }
-
-    fn dense(stream: &Stream, start: usize, rows: usize, heads: usize, kv_heads: usize, dim: usize) -> Result<Self> {
-        let index = SparseIndex::dense(start, rows, TILE);
-        Self::new(stream, vec![(Pattern::Dense, index); heads], kv_heads, dim)
-    }
-}
-
 /// One layer's keys and values, and how its queries see them.
 struct Layer<'a> {
     k: DeviceRows<'a, bf16>,
     v: DeviceRows<'a, bf16>,
     heads: usize,
-    kv_heads: usize,
     /// Components of a head, and those that the kernels see.
     dim: usize,
     padded: usize,
@@ -74,10 +59,10 @@ struct Layer<'a> {
 
 impl AttentionState {
     pub fn new(stream: &Stream) -> Result<Self> {
-        Ok(Self { dense: None, buffers: Exchange::default(), decode: DecodeWorkspace::new(stream)? })
+        Ok(Self { work: Workspace::new(), buffers: Exchange::default(), decode: DecodeWorkspace::new(stream)? })
     }
 
-    /// Replaces the first `rows` rows of `q` by attention over the first `len` positions of the cache.
+    /// Replaces the first `rows` rows of `q` by attention over the first `len` positions of the cache, without waiting for it.
     #[allow(clippy::too_many_arguments)]
     pub fn prefill(
         &mut self,
@@ -90,53 +75,33 @@ impl AttentionState {
         len: usize,
         patterns: &[Pattern],
         options: &Options<'_>,
-    ) -> Result<Vec<HeadReport>> {
+    ) -> Result<Pending> {
         if let Some(window) = options.window.filter(|&window| window < len) {
             return Err(window_unsupported(window, len));
         }
         let stream = &context.stream;
         clock.mark(stream, Phase::Other)?;
         let layer = Layer::new(q, cache, layer, len, options.scale)?;
-        let (start, heads, kv_heads) = (len - rows, layer.heads, layer.kv_heads);
-        let all_dense = patterns.iter().all(|&pattern| pattern == Pattern::Dense);
-        if (all_dense || options.audit.is_some())
-            && self.dense.as_ref().is_none_or(|dense| (dense.start, dense.rows) != (start, rows))
-        {
-            self.dense = Some(Planned::dense(stream, start, rows, heads, kv_heads, layer.padded)?);
-        }
-        let sparse = if all_dense {
-            None
-        } else {
-            let indexes = estimate(stream, q.bf16(0..rows)?, &layer, rows, len, patterns, options)?;
-            Some(Planned::new(stream, indexes, kv_heads, layer.padded)?)
-        };
-        clock.mark(stream, Phase::Index)?;
-        if options.cancel.is_some_and(|cancel| cancel.load(std::sync::atomic::Ordering::Relaxed)) {
-            return Err(Error::Cancelled);
-        }
-
-        let dense = self.dense.take();
-        let planned = sparse.as_ref().or(dense.as_ref()).ok_or_else(|| Error::Request("no patterns".into()))?;
-        let mut reports = planned.heads.clone();
-        if let (Some(audit), Some(dense)) = (options.audit, &dense) {
-            // The same queries twice; the second output replaces the first, and then the queries.
-            let mut lse = stream.alloc::<f32>(heads * rows)?;
-            self.attend(context, q, rows, &layer, dense, Some(lse.view_mut()))?;
-            let of_all = stream.download(lse.view())?;
-            self.attend(context, q, rows, &layer, planned, Some(lse.view_mut()))?;
-            let of_kept = stream.download(lse.view())?;
-            for ((report, kept), all) in
-                reports.iter_mut().zip(of_kept.chunks_exact(rows)).zip(of_all.chunks_exact(rows))
-            {
-                report.recall = Some(audit.recall(kept, all));
+        let recall = match options.audit {
+            None => {
+                self.attend(context, clock, q, rows, &layer, patterns, options.dense_fallback, None)?;
+                None
             }
-        } else {
-            self.attend(context, q, rows, &layer, planned, None)?;
-        }
+            Some(audit) => {
+                // The same queries twice; the second output replaces the first, and then the queries.
+                let mut lse = stream.alloc::<f32>(layer.heads * rows)?;
+                let dense = vec![Pattern::Dense; layer.heads];
+                self.attend(context, clock, q, rows, &layer, &dense, true, Some(lse.view_mut()))?;
+                let all = stream.download(lse.view())?;
+                self.attend(context, clock, q, rows, &layer, patterns, options.dense_fallback, Some(lse.view_mut()))?;
+                let kept = stream.download(lse.view())?;
+                let of_head = |(kept, all): (&[f32], &[f32])| audit.recall(kept, all);
+                Some(kept.chunks_exact(rows).zip(all.chunks_exact(rows)).map(of_head).collect())
+            }
+        };
         self.buffers.replace(context, q, rows, &layer)?;
-        self.dense = dense;
         clock.mark(stream, Phase::Attention)?;
-        Ok(reports)
+        Ok(Pending { heads: self.work.snapshot(stream)?, recall })
     }
 
     /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).
@@ -161,21 +126,28 @@ impl AttentionState {
         self.buffers.replace(context, q, 1, &layer)
     }
 
-    /// Queues attention of `q` into the output buffer.
+    /// Queues index building, and attention of `q` into the output buffer.
+    #[allow(clippy::too_many_arguments)]
     fn attend(
         &mut self,
         context: &CudaContext,
+        clock: &mut DeviceClock,
         q: &CudaBuffer,
         rows: usize,
         layer: &Layer<'_>,
-        planned: &Planned,
+        patterns: &[Pattern],
+        dense_fallback: bool,
         lse: Option<ViewMut<'_, f32>>,
     ) -> Result<()> {
+        let (stream, attention, work) = (&context.stream, &context.attention, &mut self.work);
         let (queries, out) = self.buffers.take(context, q, rows, layer)?;
         let queries = DeviceRows::contiguous(queries, rows, layer.heads, layer.padded)?;
         let mut out = DeviceRowsMut::contiguous(out, rows, layer.heads, layer.padded)?;
-        let (k, v, scale) = (layer.k, layer.v, Some(layer.scale));
-        Ok(context.attention.attend(&context.stream, queries, k, v, &planned.plan, scale, &mut out, lse)?)
+        let options = DeviceOptions { scale: Some(layer.scale), dense_fallback };
+        attention.build_indexes(stream, queries, layer.k, patterns, &options, work)?;
+        clock.mark(stream, Phase::Index)?;
+        attention.attend_built(stream, queries, layer.k, layer.v, work, options.scale, &mut out, lse)?;
+        clock.mark(stream, Phase::Attention)
     }
 }
 
@@ -220,37 +192,15 @@ impl Exchange {
 impl<'a> Layer<'a> {
     fn new(q: &CudaBuffer, cache: &'a CudaCache, layer: usize, len: usize, scale: Option<f32>) -> Result<Self> {
         let [k, v] = cache.rows(layer, len)?;
-        let (dim, padded, kv_heads) = (cache.shape().dim, cache.padded_dim(), cache.shape().heads);
+        let (dim, padded) = (cache.shape().dim, cache.padded_dim());
         // What fills the heads up does not change a product of query and key, but must not count in the scale.
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
-        Ok(Self { k, v, heads: q.columns / dim, kv_heads, dim, padded, scale })
+        Ok(Self { k, v, heads: q.columns / dim, dim, padded, scale })
     }
 }
 
 fn no_output() -> Error {
     Error::Request("attention has no output".into())
-}
-
-/// Indexes of the heads, estimated on the host from copies of the queries and keys.
-fn estimate(
-    stream: &Stream,
-    q: View<'_, bf16>,
-    layer: &Layer<'_>,
-    rows: usize,
-    len: usize,
-    patterns: &[Pattern],
-    options: &Options<'_>,
-) -> Result<Vec<(Pattern, SparseIndex)>> {
-    let (dim, padded, kv_heads) = (layer.dim, layer.padded, layer.kv_heads);
-    let q = stream.download(q)?.to_f32_vec();
-    let stride = layer.k.data().len() / kv_heads;
-    let mut k = Vec::with_capacity(kv_heads * len * padded);
-    for head in 0..kv_heads {
-        k.extend(stream.download(layer.k.data().slice(head * stride..head * stride + len * padded)?)?);
-    }
-    let keys = Rows::new(&k, len, kv_heads, dim, padded, len * padded)?;
-    let options = Options { scale: Some(layer.scale), ..*options };
-    Ok(plan_in_tiles(Rows::contiguous(&q, rows, layer.heads, dim)?, keys, patterns, TILE, &options)?)
 }
 
 /// The answer to a sliding window.

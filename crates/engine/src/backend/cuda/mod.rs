@@ -15,15 +15,15 @@ use std::ops::Range;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use speedread_attention::{HeadReport, Options, Pattern};
+use speedread_attention::{Options, Pattern};
 use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
 
 use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role};
 use crate::kv_cache::{CacheShape, KvCache};
 use crate::weights::Matrix;
 use crate::{Error, Result};
-use attention::AttentionState;
 pub(crate) use attention::window_unsupported;
+use attention::{AttentionState, Pending};
 pub use buffers::{CudaBuffer, CudaCache, CudaLinear};
 use clock::DeviceClock;
 pub use context::CudaContext;
@@ -35,7 +35,8 @@ use kernels::{MatvecOut, Rope};
 pub struct CudaBackend {
     context: CudaContext,
     clock: DeviceClock,
-    reports: Vec<Vec<HeadReport>>,
+    /// What attention of each layer of the pass did.
+    pending: Vec<Pending>,
     attention: AttentionState,
     rotary: Rotary,
     ids: Buffer<u32>,
@@ -65,7 +66,7 @@ impl CudaBackend {
         let stream = &context.stream;
         Ok(Self {
             clock: DeviceClock::default(),
-            reports: vec![],
+            pending: vec![],
             attention: AttentionState::new(stream)?,
             rotary: Rotary {
                 host_frequencies: vec![],
@@ -94,7 +95,7 @@ impl Backend for CudaBackend {
     const BLOCK: BlockSize = BlockSize { bytes: 2 << 30, rows: 256..=16_384 };
 
     fn begin(&mut self) -> Result<()> {
-        self.reports.clear();
+        self.pending.clear();
         self.clock.start(&self.context.stream)
     }
 
@@ -107,8 +108,10 @@ impl Backend for CudaBackend {
     }
 
     fn finish(&mut self) -> Result<PassReport> {
-        let seconds = self.clock.finish(&self.context.stream)?;
-        Ok(PassReport { seconds, layers: std::mem::take(&mut self.reports) })
+        let stream = &self.context.stream;
+        let seconds = self.clock.finish(stream)?;
+        let layers = self.pending.drain(..).map(|pending| pending.read(stream)).collect::<Result<_>>()?;
+        Ok(PassReport { seconds, layers })
     }
 
     fn upload_linear(&self, weight: Matrix, bias: Option<Vec<f32>>) -> Result<CudaLinear> {
@@ -265,8 +268,8 @@ impl Backend for CudaBackend {
         options: &Options<'_>,
     ) -> Result<()> {
         let Self { context, clock, attention, .. } = self;
-        let heads = attention.prefill(context, clock, q, rows, cache, layer, len, patterns, options)?;
-        self.reports.push(heads);
+        let pending = attention.prefill(context, clock, q, rows, cache, layer, len, patterns, options)?;
+        self.pending.push(pending);
         Ok(())
     }
 
