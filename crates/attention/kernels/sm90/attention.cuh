@@ -12,6 +12,7 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/named_barrier.cuh"
 #include "ptx/registers.cuh"
+#include "ptx/store_matrix.cuh"
 #include "ptx/tma.cuh"
 #include "sm90/mask.cuh"
 #include "sm90/softmax.cuh"
@@ -242,10 +243,8 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       const int chunk = (2 * j + lane / 16) % 8;
       const uint32_t to = ptx::shared_address(o) + (j / 4) * 64 * 128 + matrix_row * 128 + ((chunk ^ (matrix_row % 8)) << 4);
       const float* x = out + 8 * j;
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
-                   "r"(mma::pack<Element>(x[0] * inverse[0], x[1] * inverse[0])), "r"(mma::pack<Element>(x[2] * inverse[1], x[3] * inverse[1])),
-                   "r"(mma::pack<Element>(x[4] * inverse[0], x[5] * inverse[0])), "r"(mma::pack<Element>(x[6] * inverse[1], x[7] * inverse[1]))
-                   : "memory");
+      ptx::store_matrices(to, mma::pack<Element>(x[0] * inverse[0], x[1] * inverse[0]), mma::pack<Element>(x[2] * inverse[1], x[3] * inverse[1]),
+                          mma::pack<Element>(x[4] * inverse[0], x[5] * inverse[0]), mma::pack<Element>(x[6] * inverse[1], x[7] * inverse[1]));
     }
     ptx::fence_async_proxy();
     ptx::barrier_sync(B::own(consumer), 128);

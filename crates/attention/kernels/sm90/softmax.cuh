@@ -1,14 +1,9 @@
 // Online softmax over the score accumulators of a warpgroup: each thread holds two rows (see mma/wgmma.cuh).
 #pragma once
 #include "mma/element.cuh"
+#include "ptx/math.cuh"
 
 namespace sm90 {
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 template <int Scores>
 struct OnlineSoftmax {
@@ -48,7 +43,7 @@ struct OnlineSoftmax {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
           top[r] = fmaxf(top[r], max[r]);
-          correction[r] = exp2_approx((max[r] - top[r]) * scale_log2);
+          correction[r] = ptx::exp2_approx((max[r] - top[r]) * scale_log2);
           max[r] = top[r];
           sum[r] *= correction[r];
         }
@@ -61,8 +56,8 @@ struct OnlineSoftmax {
 #pragma unroll
       for (int i = 0; i < Scores / 4; i++) {
         float &a = s[4 * i + 2 * r], &b = s[4 * i + 2 * r + 1];
-        a = exp2_approx(fmaf(a, scale_log2, -shift));
-        b = exp2_approx(fmaf(b, scale_log2, -shift));
+        a = ptx::exp2_approx(fmaf(a, scale_log2, -shift));
+        b = ptx::exp2_approx(fmaf(b, scale_log2, -shift));
         even += a;
         odd += b;
       }
@@ -74,7 +69,7 @@ struct OnlineSoftmax {
   // Has every weight computed here, by a use of the sums that the assembler cannot move: it would otherwise put the exponentials behind the
   // next wait, and nothing would run under the product waited for. Sums are never negative.
   __device__ __forceinline__ void complete() const {
-    asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p trap; }" ::"f"(fminf(sum[0], sum[1])) : "memory");
+    ptx::have_now(fminf(sum[0], sum[1]));
   }
 
   // Adds up the four threads that share a row.
