@@ -12,7 +12,7 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/named_barrier.cuh"
 #include "ptx/tma.cuh"
-#include "sm90/softmax.cuh"
+#include "mma/softmax.cuh"
 
 namespace sm90 {
 
@@ -105,17 +105,17 @@ __device__ __forceinline__ void row_sums(ScoreBarriers& s, const uint8_t* keys, 
 #pragma unroll
       for (int i = 0; i < kScoredKeys / 4; i++) now = fmaxf(now, scores[(i / 2) * 4 + 2 * r + (i & 1)]);
       const float shift = now * p.scale_log2;
-      sum[r] *= exp2_approx(top[r] * p.scale_log2 - shift);
+      sum[r] *= mma::exp2_approx(top[r] * p.scale_log2 - shift);
       top[r] = now;
 #pragma unroll
-      for (int i = 0; i < kScoredKeys / 4; i++) sum[r] += exp2_approx(fmaf(scores[(i / 2) * 4 + 2 * r + (i & 1)], p.scale_log2, -shift));
+      for (int i = 0; i < kScoredKeys / 4; i++) sum[r] += mma::exp2_approx(fmaf(scores[(i / 2) * 4 + 2 * r + (i & 1)], p.scale_log2, -shift));
     }
   });
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     float all = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
     all = fmaxf(all, __shfl_xor_sync(~0u, all, 2));
-    float total = sum[r] * exp2_approx((top[r] - all) * p.scale_log2);
+    float total = sum[r] * mma::exp2_approx((top[r] - all) * p.scale_log2);
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
     if (lane % 4 == 0)
@@ -131,7 +131,7 @@ __device__ __forceinline__ float normaliser(const LastQueriesParams& p, int slot
   for (int chunk = 0; chunk < gridDim.x; chunk++) top = fmaxf(top, __ldg(&partials[chunk * kLastQueries].x));
   for (int chunk = 0; chunk < gridDim.x; chunk++) {
     const float2 partial = __ldg(&partials[chunk * kLastQueries]);
-    sum += partial.y * exp2_approx(partial.x - top);
+    sum += partial.y * mma::exp2_approx(partial.x - top);
   }
   return top + log2f(sum);
 }
@@ -154,7 +154,7 @@ __device__ __forceinline__ void line_sums(ScoreBarriers& s, const uint8_t* keys,
   float carried = 0.f;
   each_tile<Element, Dim>(s, keys, queries, p, tile, end, row, lane, [&](int tile, float (&scores)[kScoredKeys / 2]) {
 #pragma unroll
-    for (int i = 0; i < kScoredKeys / 2; i++) scores[i] = exp2_approx(fmaf(scores[i], p.scale_log2, -shift[(i >> 1) & 1]));
+    for (int i = 0; i < kScoredKeys / 2; i++) scores[i] = mma::exp2_approx(fmaf(scores[i], p.scale_log2, -shift[(i >> 1) & 1]));
     ptx::barrier_sync(1 + group, 128);  // the tile before has been added up
 #pragma unroll
     for (int i = 0; i < kScoredKeys / 2; i += 2)
