@@ -74,7 +74,7 @@ API cublasLtMatmulDescSetAttribute(Product* product, int attribute, const void* 
 API cublasLtMatmulPreferenceCreate(void** preference) { return *preference = std::malloc(1), kSuccess; }
 API cublasLtMatmulPreferenceDestroy(void* preference) { return std::free(preference), kSuccess; }
 API cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t bytes) {
-  const bool known = (attribute == 1 && bytes == 8) || (attribute >= 5 && attribute <= 8 && bytes == 4);
+  const bool known = (attribute == 1 && bytes == 8) || ((attribute == 3 || (attribute >= 5 && attribute <= 8)) && bytes == 4);
   return known ? kSuccess : refuse("a preference that it does not know");
 }
 struct Heuristic {

@@ -23,6 +23,7 @@ struct Fiber {
   char* stack;
   bool done;
   Condition waits_for;
+  Copies copies;
 };
 
 struct Barrier {
@@ -52,6 +53,12 @@ uint8_t* shared() {
     return static_cast<uint8_t*>(p);
   }();
   return range;
+}
+
+uint32_t random() {
+  static uint64_t state = 1;
+  state = state * 6364136223846793005 + 1442695040888963407;
+  return static_cast<uint32_t>(state >> 32);
 }
 
 void enter(int thread) {
@@ -114,6 +121,15 @@ void warp_barrier(uint32_t mask) {
   wait_until([&] { return barrier.generation != generation; }, "the other lanes of its warp");
 }
 
+Copies& copies() { return fibers[current].copies; }
+void Copies::wait(size_t pending) {
+  for (; groups_.size() > pending; groups_.pop_front())
+    for (const Copy& copy : groups_.front()) {
+      if (copy.from) std::memcpy(shared_pointer(copy.to), copy.from, 16);
+      else std::memset(shared_pointer(copy.to), 0, 16);
+    }
+}
+
 void* warp_slot(int lane) { return slots[threadIdx.x / 32 * 32 + lane]; }
 
 uint8_t* dynamic_shared() { return shared(); }
@@ -141,6 +157,7 @@ void run_block(Thunk thunk, void** with, size_t shared_bytes) {
     if (!fiber.stack) fiber.stack = static_cast<char*>(std::malloc(kStackBytes));
     fiber.done = false;
     fiber.waits_for = {};
+    fiber.copies.forget();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -149,7 +166,11 @@ void run_block(Thunk thunk, void** with, size_t shared_bytes) {
   }
   for (int left = count; left > 0;) {
     bool ran = false;
-    for (int i = 0; i < count; i++) {
+    // Another order every time: nothing may depend on it.
+    const uint32_t order = random();
+    const int first = static_cast<int>(order % count), step = order >> 31 ? 1 : count - 1;
+    for (int turn = 0; turn < count; turn++) {
+      const int i = static_cast<int>((first + static_cast<int64_t>(turn) * step) % count);
       Fiber& fiber = fibers[i];
       if (fiber.done || (fiber.waits_for.holds && !fiber.waits_for.holds(fiber.waits_for.of))) continue;
       fiber.waits_for = {};

@@ -1,7 +1,8 @@
 //! Times the CUDA attention kernel over ready-made indexes (dense, windows, windows and columns, blocks), index building on the device
 //! (`index alone`), and both (`index and attention`).
 //!
-//! `bench_attention [--n 8192,32768,131072] [--dim 128] [--heads 32] [--kv-heads 8] [--rounds 3] [--case dense]` prints a JSON object a line. Times are
+//! `bench_attention [--n 8192,32768,131072] [--dim 128] [--heads 32] [--kv-heads 8] [--rounds 3] [--case dense]
+//! [--kernel sm90|portable]` prints a JSON object a line. Times are
 //! medians of device time and include the gather of columns; the choice of the index only where the case says so. TFLOPS count 4 * 128 * 128 * dim a visited
 //! tile; `causal_tflops`, of dense attention, counts n * n / 2 products instead, as FlashAttention's benchmarks do.
 
@@ -11,7 +12,7 @@ use half::bf16;
 use rayon::prelude::*;
 use serde_json::json;
 use speedread_attention::cuda::{
-    Attention, DeviceOptions, DevicePlan, DeviceRows, DeviceRowsMut, Plan, TILE, Workspace,
+    Attention, DeviceOptions, DevicePlan, DeviceRows, DeviceRowsMut, KernelKind, Plan, TILE, Workspace,
 };
 use speedread_attention::index::BlockLists;
 use speedread_attention::{Pattern, SparseIndex};
@@ -34,6 +35,8 @@ struct Arguments {
     rounds: usize,
     /// Only cases whose name starts so.
     case: String,
+    /// The device's fastest, if none is named.
+    kernel: Option<KernelKind>,
 }
 
 fn arguments() -> Outcome<Arguments> {
@@ -44,6 +47,7 @@ fn arguments() -> Outcome<Arguments> {
         kv_heads: 8,
         rounds: 3,
         case: String::new(),
+        kernel: None,
     };
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
@@ -55,6 +59,7 @@ fn arguments() -> Outcome<Arguments> {
             "--kv-heads" => parsed.kv_heads = value.parse()?,
             "--rounds" => parsed.rounds = value.parse::<usize>()?.max(1),
             "--case" => parsed.case = value,
+            "--kernel" => parsed.kernel = Some(value.parse()?),
             _ => return Err(format!("unknown argument {flag}").into()),
         }
     }
@@ -166,9 +171,10 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 fn main() -> Outcome<()> {
-    let Arguments { lengths, dim, heads, kv_heads, rounds, case } = arguments()?;
+    let Arguments { lengths, dim, heads, kv_heads, rounds, case, kernel } = arguments()?;
     let device = Device::open(0)?;
-    let attention = Attention::new(&device)?;
+    let kernel = kernel.map_or_else(|| KernelKind::of(&device), Ok)?;
+    let attention = Attention::with_kernel(&device, kernel)?;
     let stream = device.stream()?;
     for n in lengths {
         let q = random(&stream, n * heads * dim, 1)?;
@@ -236,7 +242,7 @@ fn main() -> Outcome<()> {
             let (least, ms) = (times.iter().copied().fold(f64::INFINITY, f64::min), median(times));
             let tflops = if matches!(run, Run::Index) { 0.0 } else { rate(ms, tiles as f64 * tile) };
             let mut line = json!({
-                "device": device.name(), "element": "bf16", "n": n, "heads": heads, "kv_heads": kv_heads, "dim": dim, "case": name,
+                "device": device.name(), "kernel": kernel.to_string(), "element": "bf16", "n": n, "heads": heads, "kv_heads": kv_heads, "dim": dim, "case": name,
                 "ms": ms, "least_ms": least, "tiles": tiles, "density": tiles as f64 / dense as f64, "tflops": tflops,
             });
             if name == "dense" {

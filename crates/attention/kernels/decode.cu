@@ -19,7 +19,7 @@ struct DecodeParams {
   const Element* k;
   const Element* v;
   Element* out;
-  float* sums;     // [query heads][splits][dim]: weighted values
+  float* sums;     // [query heads][splits][dim]: weighted values, in the order of `component`
   float2* scales;  // [query heads][splits]: largest score in powers of two, and sum of weights
   int64_t q_head_stride, out_head_stride;
   int64_t k_row_stride, k_head_stride, v_row_stride, v_head_stride;
@@ -29,6 +29,13 @@ struct DecodeParams {
   int32_t group;       // query heads of a key head
   float scale_log2;    // softmax scale times log2(e)
 };
+
+// Which component stands at `place` of the sums of a head: the first of every eighth, the second of every eighth, and so on, as the lanes hold
+// them. Stores of a warp then go to different banks.
+template <int kDim>
+__device__ __forceinline__ int component(int place) {
+  return place % 8 * (kDim / 8) + place / 8;
+}
 
 // The elements of row `row` that lane group `g` holds of V: the g-th eighth.
 template <int kDim>
@@ -155,7 +162,8 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element>& p) {
     }
   }
 
-  __shared__ float all_sums[kWarps][kHeads][kDim];
+  // Pairs; the pitch keeps the rows of a quarter of a warp apart.
+  __shared__ float2 all_sums[kWarps][kHeads][kDim / 2 + 4];
   __shared__ float2 all_scales[kWarps][kHeads];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -165,14 +173,13 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element>& p) {
     if (t == 0) all_scales[warp][head] = make_float2(largest[row], sum[row]);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      // Column c of product i is component c * kColumns + i.
-      all_sums[warp][head][2 * t * kColumns + i] = o[i][2 * row];
-      all_sums[warp][head][(2 * t + 1) * kColumns + i] = o[i][2 * row + 1];
+      // Column c of product i is component c * kColumns + i: place 8 * i + c.
+      all_sums[warp][head][4 * i + t] = make_float2(o[i][2 * row], o[i][2 * row + 1]);
     }
   }
   __syncthreads();
   for (int i = threadIdx.x; i < heads * kDim; i += kWarps * 32) {
-    const int head = i / kDim, component = i % kDim;
+    const int head = i / kDim, place = i % kDim;
     float most = -INFINITY;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) most = fmaxf(most, all_scales[w][head].x);
@@ -181,11 +188,11 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element>& p) {
     for (int w = 0; w < kWarps; ++w) {
       const float share = exp2f(all_scales[w][head].x - most);
       total += share * all_scales[w][head].y;
-      value += share * all_sums[w][head][component];
+      value += share * reinterpret_cast<const float*>(all_sums[w][head])[place];
     }
-    const int64_t place = (query_head + head) * p.splits + split;
-    p.sums[place * kDim + component] = value;
-    if (component == 0) p.scales[place] = make_float2(most, total);
+    const int64_t of_split = (query_head + head) * p.splits + split;
+    p.sums[of_split * kDim + place] = value;
+    if (place == 0) p.scales[of_split] = make_float2(most, total);
   }
 }
 
@@ -203,7 +210,7 @@ __device__ __forceinline__ void decode_combine(const DecodeParams<Element>& p) {
     total += share * scales[split].y;
     value += share * sums[static_cast<int64_t>(split) * kDim];
   }
-  p.out[head * p.out_head_stride + threadIdx.x] = static_cast<Element>(value / total);
+  p.out[head * p.out_head_stride + component<kDim>(threadIdx.x)] = static_cast<Element>(value / total);
 }
 
 #define SPEEDREAD_DECODE(name, element, dim)                                                                                      \

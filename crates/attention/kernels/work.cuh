@@ -9,7 +9,8 @@ constexpr int kTileKeys = 128;
 // `position of the tile's first row - offsets[list + i]`; then the `column_tiles` tiles of gathered columns, from tile `tile` on, whose
 // masks, from entry `columns` on, are not empty. Bit j of a mask says whether column j of its tile counts.
 // An item without spans is an empty place of the queue.
-// The first run holds a key that every row of the tile sees, so that no row's maximum is ever minus infinity.
+// The first run starts with a key that every row of the tile sees (key 0 or later, and none after the tile's first row), so that no row's
+// maximum is ever minus infinity, even if a kernel takes the run in parts.
 struct WorkItem {
   int32_t head;
   int32_t row;

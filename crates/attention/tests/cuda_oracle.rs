@@ -1,4 +1,5 @@
-//! The suite of `oracle.rs` on a CUDA device: every pattern against the f64 oracle, over random shapes.
+//! The suite of `oracle.rs` on a CUDA device, with each attention kernel that it runs: every pattern against the f64 oracle, over random
+//! shapes.
 //!
 //! Without a device the tests say that they were skipped; with `SPEEDREAD_REQUIRE_CUDA=1` that is a failure. The binary runs on a machine
 //! without Rust. `--ignored` adds the case above 2^31 elements (26 GB of device memory, 30 GB of host memory).
@@ -7,13 +8,14 @@ mod case;
 mod device;
 
 use case::{Case, patterns};
-use device::{Layout, Rounded, attention};
+use device::{Layout, Rounded, attention, attentions};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rayon::prelude::*;
-use speedread_attention::cuda::{self, DeviceRows, DeviceRowsMut, Plan, TILE};
+use speedread_attention::cuda::{self, Attention, DeviceRows, DeviceRowsMut, KernelKind, Plan, TILE};
 use speedread_attention::reference::attend_row;
 use speedread_attention::*;
+use speedread_cuda::Device;
 
 fn config(cases: u32) -> ProptestConfig {
     // The machine that runs this may not have the sources.
@@ -29,15 +31,15 @@ proptest! {
         kv_heads in 1usize..4, group in 1usize..9, dim in prop_oneof![Just(64usize), Just(96), Just(128)],
         chosen in proptest::collection::vec(patterns(), 1..4), fallback: bool, half: bool, spare in proptest::option::of(0usize..300), seed: u64,
     ) {
-        let Some(device) = attention() else { return Ok(()) };
+        if attentions().is_empty() { return Ok(()) }
         let case = Case::new(rows, start, kv_heads, group, dim, seed);
         // Heads with different patterns in one call.
         let patterns: Vec<Pattern> = (0..case.heads).map(|head| chosen[head % chosen.len()]).collect();
         let layout = spare.map_or(Layout::RowMajor, |spare| Layout::HeadMajor { spare });
         if half {
-            Rounded::<f16>::new(case).run_and_check(device, &patterns, fallback, layout);
+            Rounded::<f16>::new(case).run_and_check(&patterns, fallback, layout);
         } else {
-            Rounded::<bf16>::new(case).run_and_check(device, &patterns, fallback, layout);
+            Rounded::<bf16>::new(case).run_and_check(&patterns, fallback, layout);
         }
     }
 }
@@ -45,14 +47,16 @@ proptest! {
 /// The shapes that tiles make special, each of them, with every kind of key tile.
 #[test]
 fn edges_of_tiles() {
-    let Some(device) = attention() else { return };
+    if attentions().is_empty() {
+        return;
+    }
     for (rows, start) in
         [(1, 0), (1, 127), (1, 128), (1, 5000), (127, 0), (129, 0), (128, 64), (200, 64), (64, 4032), (3000, 0)]
     {
         for dim in cuda::HEAD_DIMS {
             let case = Rounded::<bf16>::new(Case::new(rows, start, 2, 2, dim, 11));
             for text in ["dense", "a-shape:300,200", "vertical-slash-tiles:4,6", "block-sparse:4"] {
-                case.run_and_check(device, &[text.parse().unwrap(); 4], false, Layout::RowMajor);
+                case.run_and_check(&[text.parse().unwrap(); 4], false, Layout::RowMajor);
             }
         }
     }
@@ -61,7 +65,9 @@ fn edges_of_tiles() {
 /// The row maximum grows from tile to tile: the output summed so far must be rescaled, and only as often as needed.
 #[test]
 fn growing_maxima() {
-    let Some(device) = attention() else { return };
+    if attentions().is_empty() {
+        return;
+    }
     for half in [false, true] {
         let mut case = Case::new(2000, 0, 1, 4, 128, 5);
         let row = case.kv_heads * case.dim;
@@ -70,9 +76,9 @@ fn growing_maxima() {
         }
         let dense = [Pattern::Dense; 4];
         if half {
-            Rounded::<f16>::new(case).run_and_check(device, &dense, false, Layout::RowMajor);
+            Rounded::<f16>::new(case).run_and_check(&dense, false, Layout::RowMajor);
         } else {
-            Rounded::<bf16>::new(case).run_and_check(device, &dense, false, Layout::RowMajor);
+            Rounded::<bf16>::new(case).run_and_check(&dense, false, Layout::RowMajor);
         }
     }
 }
@@ -80,20 +86,22 @@ fn growing_maxima() {
 /// The same inputs give the same bits, whatever block took which tile.
 #[test]
 fn runs_repeat_exactly() {
-    let Some(device) = attention() else { return };
-    let case = Rounded::<bf16>::new(Case::new(5000, 300, 4, 4, 128, 9));
-    let indexes = case.indexes(&["vertical-slash-tiles:4,8".parse().unwrap(); 16], false);
-    let first = case.run(device, &indexes, Layout::RowMajor);
-    for _ in 0..10 {
-        assert_eq!(case.run(device, &indexes, Layout::RowMajor), first);
+    for device in attentions() {
+        let case = Rounded::<bf16>::new(Case::new(5000, 300, 4, 4, 128, 9));
+        let indexes = case.indexes(&["vertical-slash-tiles:4,8".parse().unwrap(); 16], false);
+        let first = case.run(device, &indexes, Layout::RowMajor);
+        case.check(&first.0, &first.1, &indexes, "many items a block");
+        for _ in 0..10 {
+            assert_eq!(case.run(device, &indexes, Layout::RowMajor), first);
+        }
     }
 }
 
 /// Chunks of a sequence give what the whole gives, when the pattern does not depend on the chunk.
 #[test]
 fn chunks_equal_the_whole() {
-    let Some(device) = attention() else { return };
-    for pattern in [Pattern::Dense, Pattern::AShape { sink: 140, local: 256 }] {
+    let patterns = [Pattern::Dense, Pattern::AShape { sink: 140, local: 256 }];
+    for (device, pattern) in attentions().iter().flat_map(|device| patterns.map(|pattern| (device, pattern))) {
         let whole = Rounded::<bf16>::new(Case::new(700, 0, 2, 2, 64, 7));
         let (want, want_lse) = whole.run(device, &whole.indexes(&[pattern; 4], false), Layout::RowMajor);
         let row = whole.case.heads * whole.case.dim;
@@ -115,7 +123,10 @@ fn chunks_equal_the_whole() {
 /// The host entry: the same numbers as by way of the plan, with the report and the recall that the CPU's gives.
 #[test]
 fn host_entry_reports() {
-    let Some(device) = attention() else { return };
+    attentions().iter().for_each(host_entry);
+}
+
+fn host_entry(device: &(Device, Attention)) {
     let case = Rounded::<bf16>::new(Case::new(600, 100, 2, 3, 128, 3));
     let pattern = Pattern::AShape { sink: 4, local: 128 };
     let patterns = [pattern; 6];
@@ -143,8 +154,19 @@ fn host_entry_reports() {
 }
 
 #[test]
+fn kernels_have_names() {
+    for kind in [KernelKind::Sm90, KernelKind::Portable] {
+        assert_eq!(kind.to_string().parse::<KernelKind>().unwrap(), kind);
+    }
+    assert!("sm80".parse::<KernelKind>().unwrap_err().to_string().contains("portable"));
+}
+
+#[test]
 fn wrong_shapes_are_refused() {
-    let Some((device, attention)) = attention() else { return };
+    attentions().iter().for_each(|(device, attention)| wrong_shapes(device, attention));
+}
+
+fn wrong_shapes(device: &Device, attention: &Attention) {
     let stream = device.stream().unwrap();
     let buffer = stream.zeros::<bf16>(100 * 4 * 64).unwrap();
     let mut out_buffer = stream.zeros::<bf16>(100 * 4 * 64).unwrap();
@@ -175,7 +197,7 @@ fn wrong_shapes_are_refused() {
 #[test]
 #[ignore = "needs 26 GB of device memory and 30 GB of host memory"]
 fn a_million_tokens() {
-    let Some((device, attention)) = attention() else { return };
+    let Some((device, _)) = attention() else { return };
     let (n, heads, kv_heads, dim) = (1usize << 20, 32, 8, 128);
     let value = |i: usize| {
         // A hash of the place: rows differ, and any element can be made again.
@@ -200,34 +222,36 @@ fn a_million_tokens() {
     let (device_q, device_k, device_v) =
         (stream.upload(&q).unwrap(), stream.upload(&k).unwrap(), stream.upload(&v).unwrap());
     let mut out = stream.alloc::<bf16>(q.len()).unwrap();
-    stream.fill(out.view_mut(), 0xff).unwrap();
     let mut lse = stream.alloc::<f32>(heads * n).unwrap();
-    stream.fill(lse.view_mut(), 0xff).unwrap();
-    attention
-        .attend(
-            &stream,
-            DeviceRows::contiguous(device_q.view(), n, heads, dim).unwrap(),
-            DeviceRows::contiguous(device_k.view(), n, kv_heads, dim).unwrap(),
-            DeviceRows::contiguous(device_v.view(), n, kv_heads, dim).unwrap(),
-            &plan,
-            None,
-            &mut DeviceRowsMut::contiguous(out.view_mut(), n, heads, dim).unwrap(),
-            Some(lse.view_mut()),
-        )
-        .unwrap();
-    let (out, lse) = (stream.download(out.view()).unwrap(), stream.download(lse.view()).unwrap());
-    assert!(out.par_iter().all(|x| x.is_finite()) && lse.par_iter().all(|x| x.is_finite()));
     let rows = |data, heads| Rows::contiguous(data, n, heads, dim).unwrap();
-    let (q, k, v) = (rows(&q, heads), rows(&k, kv_heads), rows(&v, kv_heads));
-    let places: Vec<(usize, usize)> =
-        [0, 17, 31].iter().flat_map(|&h| [0, 1000, n / 2 + 3, n - 129, n - 1].map(|row| (row, h))).collect();
-    places.par_iter().for_each(|&(row, head)| {
-        let query: Vec<f32> = q.row(row, head).iter().map(|x| x.to_f32()).collect();
-        let visible = |key| key <= row && indexes[head].contains(row, key);
-        let (want, want_lse) = attend_row(&query, k, v, head / 4, 1.0 / (dim as f64).sqrt(), visible);
-        assert!((lse[head * n + row] as f64 - want_lse).abs() < 1e-4, "lse of row {row} head {head}");
-        for (got, want) in out[(row * heads + head) * dim..][..dim].iter().zip(&want) {
-            assert!((got.to_f32() as f64 - want).abs() < 4e-3, "row {row} head {head}: {got} {want}");
-        }
-    });
+    let (rows_q, rows_k, rows_v) = (rows(&q, heads), rows(&k, kv_heads), rows(&v, kv_heads));
+    for (_, attention) in attentions() {
+        stream.fill(out.view_mut(), 0xff).unwrap();
+        stream.fill(lse.view_mut(), 0xff).unwrap();
+        attention
+            .attend(
+                &stream,
+                DeviceRows::contiguous(device_q.view(), n, heads, dim).unwrap(),
+                DeviceRows::contiguous(device_k.view(), n, kv_heads, dim).unwrap(),
+                DeviceRows::contiguous(device_v.view(), n, kv_heads, dim).unwrap(),
+                &plan,
+                None,
+                &mut DeviceRowsMut::contiguous(out.view_mut(), n, heads, dim).unwrap(),
+                Some(lse.view_mut()),
+            )
+            .unwrap();
+        let (out, lse) = (stream.download(out.view()).unwrap(), stream.download(lse.view()).unwrap());
+        assert!(out.par_iter().all(|x| x.is_finite()) && lse.par_iter().all(|x| x.is_finite()));
+        let places: Vec<(usize, usize)> =
+            [0, 17, 31].iter().flat_map(|&h| [0, 1000, n / 2 + 3, n - 129, n - 1].map(|row| (row, h))).collect();
+        places.par_iter().for_each(|&(row, head)| {
+            let query: Vec<f32> = rows_q.row(row, head).iter().map(|x| x.to_f32()).collect();
+            let visible = |key| key <= row && indexes[head].contains(row, key);
+            let (want, want_lse) = attend_row(&query, rows_k, rows_v, head / 4, 1.0 / (dim as f64).sqrt(), visible);
+            assert!((lse[head * n + row] as f64 - want_lse).abs() < 1e-4, "lse of row {row} head {head}");
+            for (got, want) in out[(row * heads + head) * dim..][..dim].iter().zip(&want) {
+                assert!((got.to_f32() as f64 - want).abs() < 4e-3, "row {row} head {head}: {got} {want}");
+            }
+        });
+    }
 }

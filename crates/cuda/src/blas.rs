@@ -165,19 +165,19 @@ impl Blas {
             accumulate,
             alignments: [weight.address(), x.address(), out.address()].map(alignment),
         };
+        let bias_address = bias.map_or(0, |bias| bias.address());
         let stream = self.stream.raw()?;
         // A plan is whole or absent: a thread that panicked left nothing half done.
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(key) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.plan(&key, T::TYPE)?),
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.plan(&key, T::TYPE, bias_address)?),
         };
         let details = || format!("{shape:?}, bias {}, accumulate {accumulate}", bias.is_some());
-        if let Some(bias) = bias {
-            let address = bias.address();
+        if key.bias {
             let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             // SAFETY: the descriptor is alive, and nobody else uses it while the plans are locked; the attribute is an address.
-            unsafe { set(plan.product, attribute, &address) }.during("cublasLtMatmulDescSetAttribute", details)?;
+            unsafe { set(plan.product, attribute, &bias_address) }.during("cublasLtMatmulDescSetAttribute", details)?;
         }
         let (alpha, beta) = (1f32, if accumulate { 1f32 } else { 0.0 });
         // SAFETY: the descriptors say how large the matrices are, and the views were found to be so; the kernel was chosen for at least these
@@ -209,7 +209,7 @@ impl Blas {
     ///
     /// The library thinks in columns: a row-major matrix is its transposed. So the output, transposed, is `w x^T`, with `w` (whose
     /// columns, to the library, are the inputs of one output) transposed again.
-    fn plan(&self, key: &Key, output: sys::cudaDataType) -> Result<Plan, Error> {
+    fn plan(&self, key: &Key, output: sys::cudaDataType, bias: u64) -> Result<Plan, Error> {
         let LinearShape { rows, inputs, outputs } = key.shape;
         let details = || format!("{key:?}");
         let null = std::ptr::null_mut;
@@ -234,9 +234,12 @@ impl Blas {
         unsafe {
             set(plan.product, transpose, &transposed).during("cublasLtMatmulDescSetAttribute", details)?;
             if key.bias {
-                let bias = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+                let with_bias = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
                 let epilogue = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE;
-                set(plan.product, epilogue, &bias).during("cublasLtMatmulDescSetAttribute", details)?;
+                set(plan.product, epilogue, &with_bias).during("cublasLtMatmulDescSetAttribute", details)?;
+                // The search may look at it: a bias at no address is not one that every version finds a kernel for.
+                let address = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+                set(plan.product, address, &bias).during("cublasLtMatmulDescSetAttribute", details)?;
             }
         }
         let preference = Preference(result::create_matmul_pref().during("cublasLtMatmulPreferenceCreate", details)?);
@@ -250,6 +253,9 @@ impl Blas {
         // SAFETY: the preference and the descriptors are alive; the attributes have these types.
         let found = unsafe {
             preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE_BYTES)?;
+            // Kernels that split the inputs may by default add their parts up in the output's type, bf16; here in f32, or not split at all.
+            let parts_in_f32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+            preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &parts_in_f32)?;
             for (attribute, bytes) in alignments {
                 preference.set(attribute, &(bytes as u32))?;
             }

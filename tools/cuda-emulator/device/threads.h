@@ -2,6 +2,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <utility>
+#include <vector>
 
 struct uint3 { uint32_t x, y, z; };
 extern uint3 threadIdx, blockIdx, blockDim, gridDim;
@@ -39,5 +42,27 @@ void* warp_slot(int lane);
 uint8_t* dynamic_shared();
 uint32_t shared_address(const void* p);
 void* shared_pointer(uint32_t address);
+
+// The asynchronous copies of the calling thread, in groups.
+class Copies {
+ public:
+  void add(uint32_t to, const void* from) { open_.push_back({to, from}); }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  // Carries out all but the newest `pending` groups.
+  void wait(size_t pending);
+  void forget() { open_.clear(), groups_.clear(); }
+
+ private:
+  struct Copy {
+    uint32_t to;
+    const void* from;  // null: zeros
+  };
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy>> groups_;
+};
+Copies& copies();
 
 }  // namespace emulator

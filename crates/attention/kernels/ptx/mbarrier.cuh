@@ -2,9 +2,9 @@
 #pragma once
 #include <cstdint>
 
-namespace ptx {
+#include "ptx/shared.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+namespace ptx {
 
 struct Mbarrier {
   uint64_t state;

@@ -7,15 +7,16 @@
 #pragma once
 #include <cuda.h>
 
+#include "key_tiles.cuh"
 #include "mma/element.cuh"
+#include "mma/mask.cuh"
+#include "mma/softmax.cuh"
 #include "mma/wgmma.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/named_barrier.cuh"
 #include "ptx/registers.cuh"
 #include "ptx/store_matrix.cuh"
 #include "ptx/tma.cuh"
-#include "sm90/mask.cuh"
-#include "sm90/softmax.cuh"
 #include "sm90/tiles.cuh"
 #include "work.cuh"
 
@@ -67,23 +68,19 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     load<T::kPanels>(s.q, T::kPanelBytesQ, maps.q, &s.q_full, row, head);
     q.advance();
 
-    const int32_t* offsets = p.offsets + __ldg(&item->list);
-    const uint4* columns = p.columns + __ldg(&item->columns);
-    int column_tile = __ldg(&item->tile);
+    const KeyTiles list = key_tiles(p, item, row, spans);
+    int at = 0;
     int key = 0, value_key = 0;  // first keys of the tiles whose K and V are loaded next; V follows one tile behind
     for (int t = 0; t <= tiles; t++) {
       if (t < tiles) {
         const bool span = t < spans;
         TileNote n;
+        const KeyTile tile = list.next(at);
+        key = tile.first_key;
         if (span) {
-          const int first = p.start + row;
-          key = first - __ldg(offsets + t);
-          n.mask = key + T::kKeys - 1 > first || key < 0 ? MaskKind::kCausal : MaskKind::kNone;
+          n.mask = key + T::kKeys - 1 > list.first || key < 0 ? MaskKind::kCausal : MaskKind::kNone;
         } else {
-          do {
-            n.columns = __ldg(columns++);
-            key = column_tile++ * T::kKeys;
-          } while ((n.columns.x | n.columns.y | n.columns.z | n.columns.w) == 0);
+          n.columns = make_uint4(tile.mask[0], tile.mask[1], tile.mask[2], tile.mask[3]);
           n.mask = (n.columns.x & n.columns.y & n.columns.z & n.columns.w) == ~0u ? MaskKind::kNone : MaskKind::kColumns;
         }
         n.first_key = key;
@@ -101,6 +98,17 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
       }
       value_key = key;
     }
+  }
+}
+
+// Sets the scores that do not count to minus infinity.
+template <int Scores>
+__device__ __forceinline__ void mask(float (&s)[Scores], const TileNote& note, MaskKind kind, int position, int lane) {
+  if (kind == MaskKind::kCausal) {
+    mma::mask_causal(s, note.first_key, position, lane);
+  } else if (kind == MaskKind::kColumns) {
+    const uint32_t words[4] = {note.columns.x, note.columns.y, note.columns.z, note.columns.w};
+    mma::mask_columns(s, words, lane);
   }
 }
 
@@ -122,7 +130,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
 
   float scores[T::kKeys / 2], out[Dim / 2];
   uint32_t weights[T::kKeys / 16][4];
-  OnlineSoftmax<T::kKeys / 2> softmax;
+  mma::OnlineSoftmax<T::kKeys / 2> softmax;
   softmax.scale_log2 = p.scale_log2;
 
   auto score = [&](int stage) {

@@ -1,44 +1,25 @@
 //! The kernels of a device, and launching them.
 
-use speedread_cuda::{Device, Error as CudaError, Function, KernelArg, Stream, Tensor, TensorMap, ViewMut};
+use speedread_cuda::{Device, Function, KernelArg, Stream, Tensor, ViewMut};
 
-use super::TILE;
 use super::decode::DecodeKernels;
 use super::index::{CallShape, IndexKernels, Workspace};
+use super::kernels::{AttentionKernels, HEAD_DIMS, KernelKind, dim_place};
 use super::plan::DevicePlan;
 use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
 use crate::{Error, HeadReport, Pattern};
 
-/// Head dims the kernels are made for.
-pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
-
-static BF16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sm90_bf16_attention.fatbin"));
-static F16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sm90_f16_attention.fatbin"));
 static GATHER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gather_columns.fatbin"));
-
-/// Threads of the attention kernel: two warpgroups of consumers and one that holds the producer.
-const THREADS: u32 = 3 * 128;
-/// All the shared memory a thread block can have: there is one block a multiprocessor.
-const SHARED_BYTES: u32 = 227 << 10;
-/// Rows of a box that a warpgroup of the attention kernel stores.
-const STORED_ROWS: usize = 64;
 
 /// The attention kernels, loaded on one device.
 #[derive(Debug, Clone)]
 pub struct Attention {
     pub(super) multiprocessors: u32,
-    bf16: [Function; 3],
-    f16: [Function; 3],
+    kernels: AttentionKernels,
     gather: Function,
     index: IndexKernels,
     pub(super) decode_bf16: DecodeKernels,
     pub(super) decode_f16: DecodeKernels,
-}
-
-/// The function for a head dim.
-pub(super) fn of_dim(functions: &[Function; 3], dim: usize) -> Result<&Function, Error> {
-    let unknown = || Error::Shape(format!("head dim {dim}: the CUDA kernels are made for {HEAD_DIMS:?}"));
-    HEAD_DIMS.iter().position(|&d| d == dim).map(|i| &functions[i]).ok_or_else(unknown)
 }
 
 /// Options of [`Attention::prefill`].
@@ -73,24 +54,6 @@ pub(super) struct Lists {
     pub gathered_v: u64,
 }
 
-/// Mirror of `AttentionParams` in `kernels/work.cuh`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct AttentionParams {
-    items: u64,
-    offsets: u64,
-    columns: u64,
-    lse: u64,
-    counter: u64,
-    item_count: i32,
-    rows: i32,
-    start: i32,
-    group: i32,
-    scale_log2: f32,
-}
-// SAFETY: the same fields in the same order as the kernel's structure.
-unsafe impl KernelArg for AttentionParams {}
-
 /// Mirror of `GatherParams` in `kernels/gather_columns.cu`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -109,32 +72,32 @@ struct GatherParams {
 unsafe impl KernelArg for GatherParams {}
 
 impl Attention {
-    /// Loads the kernels.
+    /// Loads the kernels: the fastest ones for `device`.
     ///
     /// # Errors
-    /// [`Error::Cuda`] when the device is not a Hopper (compute capability 9.0) or this build has no kernels.
+    /// [`Error::Cuda`] when the device is older than compute capability 8.0 or this build has no kernels.
     pub fn new(device: &Device) -> Result<Self, Error> {
-        let (major, minor) = device.capability();
-        if (major, minor) != (9, 0) {
-            return Err(Error::Cuda(CudaError::NoDevice(format!(
-                "{} has compute capability {major}.{minor}; the attention kernels are for 9.0 (Hopper)",
-                device.name()
-            ))));
-        }
-        let load = |image: &[u8], element: &str| -> Result<[Function; 3], Error> {
-            let module = device.load(image)?;
-            let function = |dim| module.function(&format!("sm90_{element}_attention_d{dim}"), SHARED_BYTES);
-            Ok([function(HEAD_DIMS[0])?, function(HEAD_DIMS[1])?, function(HEAD_DIMS[2])?])
-        };
+        Self::with_kernel(device, KernelKind::of(device)?)
+    }
+
+    /// As [`Attention::new`], with an attention kernel of choice.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] when the kernel is not for this device or this build has no kernels.
+    pub fn with_kernel(device: &Device, kind: KernelKind) -> Result<Self, Error> {
         Ok(Self {
             multiprocessors: device.multiprocessors(),
-            bf16: load(BF16, "bf16")?,
-            f16: load(F16, "f16")?,
+            kernels: AttentionKernels::new(device, kind)?,
             gather: device.load(GATHER)?.function("gather_columns", 0)?,
             index: IndexKernels::new(device)?,
             decode_bf16: DecodeKernels::load(device, "bf16")?,
             decode_f16: DecodeKernels::load(device, "f16")?,
         })
+    }
+
+    /// Which attention kernel runs.
+    pub fn kernel(&self) -> KernelKind {
+        self.kernels.kind
     }
 
     /// Queues causal attention of `plan` on `stream`.
@@ -144,7 +107,7 @@ impl Attention {
     /// of 16 bytes.
     ///
     /// # Errors
-    /// [`Error::Shape`] when shapes do not fit together or the head dim is not one of [`HEAD_DIMS`], [`Error::Cuda`].
+    /// [`Error::Shape`] when shapes or alignment do not fit or the head dim is not one of [`HEAD_DIMS`], [`Error::Cuda`].
     #[allow(clippy::too_many_arguments)]
     pub fn attend<T: AttentionElement>(
         &self,
@@ -160,7 +123,7 @@ impl Attention {
         let dim = q.tensor.dim;
         let (rows, heads, kv_heads) = (plan.rows, plan.heads, plan.kv_heads);
         let shape = CallShape { rows, start: plan.start, heads, kv_heads, dim };
-        let (function, scale) = self.check(&shape, q, k, v, scale, out, lse.as_ref())?;
+        let scale = self.check(&shape, q, k, v, scale, out, lse.as_ref())?;
         let gathered_rows = plan.gather.len();
         let mut gathered_k = stream.alloc::<T>(gathered_rows * dim)?;
         let mut gathered_v = stream.alloc::<T>(gathered_rows * dim)?;
@@ -176,7 +139,7 @@ impl Attention {
             gathered_k: gathered_k.view_mut().address(),
             gathered_v: gathered_v.view_mut().address(),
         };
-        self.run(stream, function, q, k, v, &lists, scale, out, lse)
+        self.run(stream, q, k, v, &lists, scale, out, lse)
     }
 
     /// Queues causal attention with indexes built on the device: last queries' masses, choice of lines, gather, work list and attention,
@@ -187,7 +150,7 @@ impl Attention {
     ///
     /// # Errors
     /// As for [`Attention::attend`]; [`Error::Pattern`] for a pattern that makes no sense, or is block-sparse, whose indexes only the host
-    /// builds.
+    /// builds, or is vertical-slash on a device other than Hopper, likewise.
     #[allow(clippy::too_many_arguments)]
     pub fn prefill<T: AttentionElement>(
         &self,
@@ -249,8 +212,8 @@ impl Attention {
         lse: Option<ViewMut<'_, f32>>,
     ) -> Result<(), Error> {
         let lists = work.lists()?;
-        let (function, scale) = self.check(&lists.shape, q, k, v, scale, out, lse.as_ref())?;
-        self.run(stream, function, q, k, v, &lists, scale, out, lse)
+        let scale = self.check(&lists.shape, q, k, v, scale, out, lse.as_ref())?;
+        self.run(stream, q, k, v, &lists, scale, out, lse)
     }
 
     /// What the last [`Attention::prefill`] with `work` did, per query head: pattern (dense after a fallback) and key tiles. Waits for it.
@@ -261,7 +224,7 @@ impl Attention {
         work.snapshot(stream)?.read(stream)
     }
 
-    /// The kernel for these tensors, and the softmax scale.
+    /// Checks that the tensors fit `shape` and the kernels; the softmax scale.
     #[allow(clippy::too_many_arguments)]
     fn check<T: AttentionElement>(
         &self,
@@ -272,7 +235,7 @@ impl Attention {
         scale: Option<f32>,
         out: &DeviceRowsMut<'_, T>,
         lse: Option<&ViewMut<'_, f32>>,
-    ) -> Result<(&Function, f32), Error> {
+    ) -> Result<f32, Error> {
         let of = |x: &speedread_cuda::Tensor| (x.rows, x.heads, x.dim);
         let queries = (shape.rows, shape.heads, shape.dim);
         let keys = (shape.len(), shape.kv_heads, shape.dim);
@@ -286,13 +249,17 @@ impl Attention {
                 return Err(Error::Shape(format!("{what} of rows, heads, dim {has:?}; {needs:?} are needed")));
             }
         }
-        let functions = if T::NAME == "bf16" { &self.bf16 } else { &self.f16 };
-        let function = of_dim(functions, shape.dim)?;
+        dim_place(shape.dim)?;
+        for (what, tensor) in
+            [("queries", &q.tensor), ("keys", &k.tensor), ("values", &v.tensor), ("output", &out.tensor)]
+        {
+            check_alignment::<T>(what, tensor)?;
+        }
         let wanted = shape.heads * shape.rows;
         if let Some(lse) = lse.filter(|lse| lse.len() != wanted) {
             return Err(Error::Shape(format!("the log-sum-exp has {} elements, {wanted} are needed", lse.len())));
         }
-        Ok((function, softmax_scale(scale, shape.dim)?))
+        softmax_scale(scale, shape.dim)
     }
 
     /// Queues the gather and the attention of ready lists.
@@ -300,7 +267,6 @@ impl Attention {
     fn run<T: AttentionElement>(
         &self,
         stream: &Stream,
-        function: &Function,
         q: DeviceRows<'_, T>,
         k: DeviceRows<'_, T>,
         v: DeviceRows<'_, T>,
@@ -309,52 +275,10 @@ impl Attention {
         out: &mut DeviceRowsMut<'_, T>,
         lse: Option<ViewMut<'_, f32>>,
     ) -> Result<(), Error> {
-        let shape = lists.shape;
-        let (map_k, map_v) = (k.map(TILE.keys)?, v.map(TILE.keys)?);
-        let (columns_k, columns_v) = if lists.column_tiles == 0 {
-            // No item names a column tile; the kernel's maps have to be valid ones all the same.
-            (map_k, map_v)
-        } else {
+        if lists.column_tiles > 0 {
             self.gather(stream, k, v, lists)?;
-            let map = |address| {
-                let (rows, dim) = (lists.column_tiles * TILE.keys, shape.dim);
-                let gathered = Tensor { address, rows, heads: 1, dim, row_stride: dim, head_stride: dim };
-                TensorMap::rows::<T>(gathered, TILE.keys)
-            };
-            (map(lists.gathered_k)?, map(lists.gathered_v)?)
-        };
-        let item_count = i32::try_from(lists.item_count)
-            .map_err(|_| Error::Shape(format!("{} query tiles: they must fit 31 bits", lists.item_count)))?;
-        let blocks = self.multiprocessors.min(item_count as u32);
-        // Each thread block starts with the item of its own number; the counter says how many more were taken.
-        let counter = stream.zeros::<i32>(1)?;
-        let params = AttentionParams {
-            items: lists.items,
-            offsets: lists.offsets,
-            columns: lists.masks,
-            lse: lse.as_ref().map_or(0, ViewMut::address),
-            counter: counter.view().address(),
-            item_count,
-            rows: shape.rows as i32,
-            start: shape.start as i32,
-            group: (shape.heads / shape.kv_heads) as i32,
-            scale_log2: scale * std::f32::consts::LOG2_E,
-        };
-        let launch = function
-            .launch(stream)
-            .grid([blocks, 1, 1])
-            .block(THREADS)
-            .arg(q.map(TILE.queries)?)
-            .arg(map_k)
-            .arg(map_v)
-            .arg(columns_k)
-            .arg(columns_v)
-            .arg(out.map(STORED_ROWS)?)
-            .arg(params);
-        // SAFETY: the parameters of the kernel, in its order. Shapes were checked, and items name rows below `rows`, heads below `heads`,
-        // and list entries inside their lists; the copy engine keeps inside the tensors.
-        unsafe { launch.run()? };
-        Ok(())
+        }
+        self.kernels.run(stream, q, k, v, lists, scale, out, lse)
     }
 
     /// Copies the columns of K and V into dense tiles.
@@ -365,7 +289,7 @@ impl Attention {
         v: DeviceRows<'_, T>,
         lists: &Lists,
     ) -> Result<(), Error> {
-        // The tensor maps were made: addresses and strides are multiples of 16 bytes.
+        // Addresses and strides are multiples of 16 bytes.
         let chunk = 16 / size_of::<T>();
         let strides =
             |x: DeviceRows<'_, T>| [(x.tensor.row_stride / chunk) as i64, (x.tensor.head_stride / chunk) as i64];
@@ -385,6 +309,19 @@ impl Attention {
         unsafe { launch.run()? };
         Ok(())
     }
+}
+
+/// All kernels read and write 16 bytes at a time.
+fn check_alignment<T>(what: &str, tensor: &Tensor) -> Result<(), Error> {
+    let Tensor { address, row_stride, head_stride, .. } = *tensor;
+    let chunk = 16 / size_of::<T>();
+    if address.is_multiple_of(16) && row_stride.is_multiple_of(chunk) && head_stride.is_multiple_of(chunk) {
+        return Ok(());
+    }
+    Err(Error::Shape(format!(
+        "{what} at {address:#x} with strides of {row_stride} and {head_stride} elements: the address and the strides in bytes must be \
+         multiples of 16"
+    )))
 }
 
 fn softmax_scale(scale: Option<f32>, dim: usize) -> Result<f32, Error> {

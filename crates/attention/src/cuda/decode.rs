@@ -2,7 +2,8 @@
 
 use speedread_cuda::{Buffer, Device, Error as CudaError, Function, KernelArg, Stream};
 
-use super::attention::{Attention, HEAD_DIMS, of_dim};
+use super::attention::Attention;
+use super::kernels::{HEAD_DIMS, dim_place};
 use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
 use crate::Error;
 
@@ -142,7 +143,8 @@ impl Attention {
             )));
         }
         let kernels = if T::NAME == "bf16" { &self.decode_bf16 } else { &self.decode_f16 };
-        let (split, combine) = (of_dim(&kernels.split, dim)?, of_dim(&kernels.combine, dim)?);
+        let place = dim_place(dim)?;
+        let (split, combine) = (&kernels.split[place], &kernels.combine[place]);
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
         if !(scale > 0.0 && scale.is_finite()) {
             return Err(Error::Shape(format!("softmax scale {scale}: it must be positive")));

@@ -16,7 +16,7 @@ pub struct WorkItem {
     pub head: i32,
     /// First query row.
     pub row: i32,
-    /// Runs of contiguous keys; at least one, and the first holds a key that every row sees.
+    /// Runs of contiguous keys; at least one, and the first starts with a key that every row sees.
     pub spans: i32,
     /// Tiles of gathered columns.
     pub column_tiles: i32,
@@ -286,10 +286,8 @@ mod tests {
             let mut keys = plan.keys(item);
             let row = item.row as usize;
             let first = plan.start as i64 + item.row as i64 - plan.offsets[item.list as usize] as i64;
-            assert!(
-                (first..first + 128).contains(&(plan.start as i64 + item.row as i64)),
-                "the first run holds the diagonal"
-            );
+            let m0 = plan.start as i64 + item.row as i64;
+            assert!(first >= 0 && (first..first + 128).contains(&m0), "the first run holds the diagonal");
             for row in row..(row + TILE.queries).min(plan.rows) {
                 let position = (plan.start + row) as i64;
                 let mut want: Vec<i64> = (0..=position).filter(|&key| index.contains(row, key as usize)).collect();

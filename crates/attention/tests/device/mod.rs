@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use speedread_attention::cuda::{
-    Attention, AttentionElement, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, TILE, Workspace,
+    Attention, AttentionElement, DeviceOptions, DeviceRows, DeviceRowsMut, KernelKind, Plan, TILE, Workspace,
 };
 use speedread_attention::reference::attend_row;
 use speedread_attention::*;
@@ -14,28 +14,35 @@ use speedread_cuda::{Device, Stream, ViewMut};
 
 use crate::case::Case;
 
-/// The kernels of device 0, or `None` where there is no device and none is required.
-pub fn attention() -> Option<&'static (Device, Attention)> {
-    static OPENED: OnceLock<Option<(Device, Attention)>> = OnceLock::new();
-    let opened = OPENED.get_or_init(|| {
+/// Device 0 with each attention kernel that runs on it, the fastest first; none where there is no device and none is required.
+pub fn attentions() -> &'static [(Device, Attention)] {
+    static OPENED: OnceLock<Vec<(Device, Attention)>> = OnceLock::new();
+    OPENED.get_or_init(|| {
         let open = || {
             let device = Device::open(0)?;
-            let attention = Attention::new(&device)?;
-            Ok::<_, Error>((device, attention))
+            let mut opened = vec![(device.clone(), Attention::new(&device)?)];
+            if opened[0].1.kernel() != KernelKind::Portable {
+                opened.push((device.clone(), Attention::with_kernel(&device, KernelKind::Portable)?));
+            }
+            Ok::<_, Error>(opened)
         };
         match open() {
-            Ok(opened) => Some(opened),
+            Ok(opened) => opened,
             Err(error) if std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_some_and(|x| x == "1") => {
                 panic!("SPEEDREAD_REQUIRE_CUDA=1, but {error}")
             }
             Err(error) => {
                 // Past the capture of the test harness, which shows nothing of a test that passes.
                 let _ = writeln!(std::io::stderr(), "CUDA tests skipped: {error}");
-                None
+                vec![]
             }
         }
-    });
-    opened.as_ref()
+    })
+}
+
+/// Device 0 with its fastest kernel, or `None` where there is no device and none is required.
+pub fn attention() -> Option<&'static (Device, Attention)> {
+    attentions().first()
 }
 
 /// Where K and V of a case lie.
@@ -209,13 +216,19 @@ impl<T: AttentionElement> Rounded<T> {
         assert!(relative < epsilon, "{about}: relative error {relative}");
     }
 
-    pub fn run_and_check(&self, device: &(Device, Attention), patterns: &[Pattern], fallback: bool, layout: Layout) {
+    /// On every kernel.
+    pub fn run_and_check(&self, patterns: &[Pattern], fallback: bool, layout: Layout) {
         let indexes = self.indexes(patterns, fallback);
-        let (out, lse) = self.run(device, &indexes, layout);
         let Case { rows, start, heads, kv_heads, dim, .. } = self.case;
-        let about =
-            format!("{} {patterns:?} {rows} rows from {start}, {heads}/{kv_heads} heads of {dim}, {layout:?}", T::NAME);
-        self.check(&out, &lse, &indexes, &about);
+        for device in attentions() {
+            let (out, lse) = self.run(device, &indexes, layout);
+            let about = format!(
+                "{} kernel, {} {patterns:?} {rows} rows from {start}, {heads}/{kv_heads} heads of {dim}, {layout:?}",
+                device.1.kernel(),
+                T::NAME
+            );
+            self.check(&out, &lse, &indexes, &about);
+        }
     }
 }
 

@@ -22,4 +22,28 @@ inline void multiply(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
   });
 }
 
+// ldmatrix: lane l gives the address of row l % 8 of matrix l / 8, and gets elements 2 (l % 4) and the next of row l / 4 of each; transposed,
+// of column l / 4.
+template <bool Transposed>
+inline void load_four(uint32_t (&m)[4], uint32_t address) {
+  if (address % 16 != 0) emulator::fail("a row of a matrix that is not aligned to its 16 bytes");
+  exchange(~0u, address, [&](auto of) {
+    const int g = emulator::lane() / 4, t = emulator::lane() % 4 * 2;
+    for (int i = 0; i < 4; i++) {
+      uint32_t banks = 0;
+      for (int row = 0; row < 8; row++) banks |= 1u << (of(8 * i + row) / 16 % 8);
+      if (banks != 0xff) emulator::fail("rows of a matrix in the same banks of shared memory");
+      auto element = [&](int row, int column) {
+        uint16_t x;
+        memcpy(&x, static_cast<char*>(emulator::shared_pointer(of(8 * i + row))) + 2 * column, 2);
+        return static_cast<uint32_t>(x);
+      };
+      m[i] = Transposed ? element(t, g) | element(t + 1, g) << 16 : element(g, t) | element(g, t + 1) << 16;
+    }
+    return 0;
+  });
+}
+inline void load_matrices(uint32_t (&m)[4], uint32_t address) { load_four<false>(m, address); }
+inline void load_matrices_transposed(uint32_t (&m)[4], uint32_t address) { load_four<true>(m, address); }
+
 }  // namespace mma

@@ -1,11 +1,9 @@
 // Mbarriers: arrivals and bytes outstanding in the current phase.
 #pragma once
 #include "cuda_runtime.h"
+#include "ptx/shared.cuh"
 
 namespace ptx {
-
-// Shared memory lies at addresses of 18 bits, which is what a matrix descriptor holds.
-inline uint32_t shared_address(const void* p) { return emulator::shared_address(p); }
 
 struct alignas(8) Mbarrier {
   uint16_t arrivals, pending;

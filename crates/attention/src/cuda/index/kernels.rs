@@ -4,7 +4,7 @@ use speedread_cuda::{Device, Function, KernelArg, Stream, TensorMap};
 
 use super::layout::{CallShape, Layout, SCORED_HEADS};
 use super::workspace::Workspace;
-use crate::cuda::attention::HEAD_DIMS;
+use crate::cuda::kernels::{HEAD_DIMS, KernelKind, dim_place};
 use crate::cuda::tensor::{AttentionElement, DeviceRows};
 use crate::estimate::LAST_QUERIES;
 use crate::{Error, Pattern};
@@ -35,8 +35,8 @@ struct Scores {
 /// The kernels of index building, loaded on one device.
 #[derive(Debug, Clone)]
 pub(in crate::cuda) struct IndexKernels {
-    bf16: Scores,
-    f16: Scores,
+    /// For bf16 and f16, on Hopper: they take its products and copy engine.
+    scores: Option<[Scores; 2]>,
     gains: Function,
     choose: Function,
     work: Function,
@@ -116,9 +116,9 @@ impl IndexKernels {
             };
             Ok(Scores { row_sums: load("row_sums")?, line_sums: load("line_sums")? })
         };
+        let has_scores = KernelKind::of(device)? == KernelKind::Sm90;
         Ok(Self {
-            bf16: scores(BF16, "bf16")?,
-            f16: scores(F16, "f16")?,
+            scores: if has_scores { Some([scores(BF16, "bf16")?, scores(F16, "f16")?]) } else { None },
             gains: device.load(GAINS)?.function("window_gains", 0)?,
             choose: device.load(CHOOSE)?.function("choose_lines", 0)?,
             work: device.load(WORK)?.function("work_list", 0)?,
@@ -140,9 +140,18 @@ impl IndexKernels {
         work: &mut Workspace,
     ) -> Result<(), Error> {
         let layout = Layout::new(shape, patterns, fallback)?;
+        let scores = match &self.scores {
+            _ if layout.score_tasks.is_empty() => None,
+            Some([bf16, f16]) => Some(if T::NAME == "bf16" { bf16 } else { f16 }),
+            None => {
+                return Err(Error::Pattern(
+                    "vertical-slash patterns: only devices of compute capability 9.0 build their indexes; build them on the host".into(),
+                ));
+            }
+        };
         work.prepare(stream, layout.clone(), shape.dim)?;
-        if !layout.score_tasks.is_empty() {
-            self.score(stream, q, k, shape, scale, &layout, work)?;
+        if let Some(scores) = scores {
+            scores.sum(stream, q, k, shape, scale, &layout, work)?;
         }
         let params = IndexParams {
             heads: work.heads.address(),
@@ -182,10 +191,12 @@ impl IndexKernels {
         unsafe { launch.run()? };
         Ok(())
     }
+}
 
+impl Scores {
     /// Queues the sums of the last queries' attention mass.
     #[allow(clippy::too_many_arguments)]
-    fn score<T: AttentionElement>(
+    fn sum<T: AttentionElement>(
         &self,
         stream: &Stream,
         q: DeviceRows<'_, T>,
@@ -195,10 +206,7 @@ impl IndexKernels {
         layout: &Layout,
         work: &mut Workspace,
     ) -> Result<(), Error> {
-        let scores = if T::NAME == "bf16" { &self.bf16 } else { &self.f16 };
-        let Some(at) = HEAD_DIMS.iter().position(|&dim| dim == shape.dim) else {
-            return Err(Error::Shape(format!("head dim {}: the CUDA kernels are made for {HEAD_DIMS:?}", shape.dim)));
-        };
+        let at = dim_place(shape.dim)?;
         if let Some(diagonals) = work.diagonals.buffer_mut() {
             // Runs of keys add what they share.
             stream.fill(diagonals.view_mut().slice(0..layout.slots.len() * layout.pitch)?, 0)?;
@@ -219,7 +227,7 @@ impl IndexKernels {
         };
         // A box is a tile of keys, or the last queries.
         let (map_q, map_k): (TensorMap, TensorMap) = (q.map(LAST_QUERIES)?, k.map(LAST_QUERIES)?);
-        for function in [&scores.row_sums[at], &scores.line_sums[at]] {
+        for function in [&self.row_sums[at], &self.line_sums[at]] {
             let launch = function
                 .launch(stream)
                 .grid([layout.chunks as u32, layout.score_tasks.len() as u32, 1])

@@ -19,10 +19,15 @@ pub(super) struct DeviceClock {
 impl DeviceClock {
     /// Starts a pass; one that was not finished is forgotten.
     pub fn start(&mut self, stream: &Stream) -> Result<()> {
-        self.layers.clear();
-        self.marks.clear();
+        self.forget();
         self.marks.push((stream.record()?, Phase::Other));
         Ok(())
+    }
+
+    /// Forgets a pass that was not finished: what follows is not part of it.
+    pub fn forget(&mut self) {
+        self.layers.clear();
+        self.marks.clear();
     }
 
     /// What was queued since the last mark is `phase`; nothing outside a pass, where nobody asks.

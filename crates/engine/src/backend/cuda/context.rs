@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// Elements that the kernels move at a time.
 const CHUNK: usize = 8;
 
+/// Bytes left alone: the code of the library's kernels comes to the device when each is first used.
+const RESERVE: u64 = 512 << 20;
+
 /// A device with everything loaded. Clones share it.
 #[derive(Debug, Clone)]
 pub struct CudaContext {
@@ -43,7 +46,7 @@ impl CudaContext {
         // What was dropped may still be in the queue.
         self.stream.synchronize()?;
         self.device.release_unused()?;
-        Ok(self.device.memory()?.0)
+        Ok(self.device.memory()?.0.saturating_sub(RESERVE))
     }
 
     /// Refuses models whose sizes the kernels do not take.

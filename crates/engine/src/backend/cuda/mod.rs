@@ -281,6 +281,7 @@ impl Backend for CudaBackend {
         len: usize,
         window: Option<usize>,
     ) -> Result<()> {
+        self.clock.forget();
         self.attention.decode(&self.context, q, cache, layer, len, window)
     }
 

@@ -80,7 +80,8 @@ fn difference(got: &[f32], want: &[f32]) -> f32 {
 
 /// Half a unit of bf16's last place, and a little for sums in another order.
 const ROUNDED: f32 = 1.0 / 256.0 + 1e-4;
-const EXACT: f32 = 2e-6;
+/// Sums of a few thousand in another order; the largest number may be a small one by chance.
+const EXACT: f32 = 1e-5;
 
 /// Runs the same on both backends and compares what comes back.
 fn same(

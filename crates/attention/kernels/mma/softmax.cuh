@@ -1,9 +1,9 @@
-// Online softmax over the score accumulators of a warpgroup: each thread holds two rows (see mma/wgmma.cuh).
+// Online softmax over score accumulators: each thread holds two rows, scores 4 i + 2 r + e are columns 8 i + 2 (lane % 4) + e of its row r.
 #pragma once
 #include "mma/element.cuh"
 #include "ptx/math.cuh"
 
-namespace sm90 {
+namespace mma {
 
 template <int Scores>
 struct OnlineSoftmax {
@@ -14,6 +14,11 @@ struct OnlineSoftmax {
   float scale_log2;
   float max[2], sum[2], correction[2];
 
+  // For a first tile that is weighed like the others: its maximum must be finite.
+  __device__ __forceinline__ void begin() {
+    max[0] = max[1] = -INFINITY;
+    sum[0] = sum[1] = 0.f;
+  }
   // Turns scores into weights. Returns whether what has been summed so far must be multiplied by `correction`; the same for all
   // lanes of a warp.
   template <bool First>
@@ -84,4 +89,4 @@ struct OnlineSoftmax {
   __device__ __forceinline__ float log_sum_exp(int r) const { return (max[r] * scale_log2 + __log2f(sum[r])) * 0.69314718f; }
 };
 
-}  // namespace sm90
+}  // namespace mma
