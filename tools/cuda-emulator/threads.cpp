@@ -1,12 +1,11 @@
 #include "threads.h"
 
-#include <sys/mman.h>
-#include <ucontext.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
+
+#include "stack.h"
 
 uint3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -19,8 +18,8 @@ constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kSharedRange = 256 << 10;
 
 struct Fiber {
-  ucontext_t context;
-  char* stack;
+  Stack stack;
+  char* memory;
   bool done;
   Condition waits_for;
   Copies copies;
@@ -37,7 +36,7 @@ struct WarpBarrier {
 };
 
 Fiber fibers[kMaxThreads];
-ucontext_t scheduler;
+Stack scheduler;
 int current;
 Barrier barriers[16];
 WarpBarrier warps[kMaxThreads / 32];
@@ -69,7 +68,7 @@ void enter(int thread) {
 void run_thread() {
   kernel(parameters);
   fibers[current].done = true;
-  swapcontext(&fibers[current].context, &scheduler);
+  switch_stack(fibers[current].stack, scheduler);
   abort();
 }
 
@@ -94,7 +93,7 @@ void fail(const char* what) {
 void wait(const Condition& condition) {
   const int own = current;
   fibers[own].waits_for = condition;
-  swapcontext(&fibers[own].context, &scheduler);
+  switch_stack(fibers[own].stack, scheduler);
 }
 
 int block_threads() { return static_cast<int>(blockDim.x); }
@@ -154,15 +153,11 @@ void run_block(Thunk thunk, void** with, size_t shared_bytes) {
   parameters = with;
   for (int i = 0; i < count; i++) {
     Fiber& fiber = fibers[i];
-    if (!fiber.stack) fiber.stack = static_cast<char*>(std::malloc(kStackBytes));
+    if (!fiber.memory) fiber.memory = static_cast<char*>(std::malloc(kStackBytes));
     fiber.done = false;
     fiber.waits_for = {};
     fiber.copies.forget();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_thread, 0);
+    make_stack(fiber.stack, fiber.memory, kStackBytes, run_thread);
   }
   for (int left = count; left > 0;) {
     bool ran = false;
@@ -175,7 +170,7 @@ void run_block(Thunk thunk, void** with, size_t shared_bytes) {
       if (fiber.done || (fiber.waits_for.holds && !fiber.waits_for.holds(fiber.waits_for.of))) continue;
       fiber.waits_for = {};
       enter(i);
-      swapcontext(&scheduler, &fiber.context);
+      switch_stack(scheduler, fiber.stack);
       ran = true;
       if (fiber.done) left--;
     }
