@@ -22,6 +22,13 @@ union ChooseShared {
 // The windows of most gain, greedily, among those that overlap no chosen one; ascending.
 __device__ int choose_windows(ChooseShared& s, const IndexParams& p, const HeadTask& head) {
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  // Windows chosen one by one leave gaps too narrow for another: a budget for everything is spent on everything.
+  const int all = 1 + (p.len - 1 + kTileKeys - 1) / kTileKeys;
+  if (head.slash >= all) {
+    for (int i = thread; i < all; i += kChoosers) p.offsets[head.windows + i] = i * kTileKeys;
+    __syncthreads();
+    return all;
+  }
   float* const gains = p.gains + head.slot * p.pitch;
   uint64_t* const best = p.best + head.slot * p.runs;
   int32_t* const windows = p.offsets + head.windows;
