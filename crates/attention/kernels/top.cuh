@@ -32,11 +32,11 @@ __device__ __forceinline__ void each_value(const float* values, int begin, int e
       if (i + 4 * u * workers < end) loaded[u] = *reinterpret_cast<const float4*>(values + i + 4 * u * workers);
 #pragma unroll
     for (int u = 0; u < kLoads; u++) {
-      const int at = static_cast<int>(i) + 4 * u * workers;
+      const int64_t at = i + 4 * u * workers;
       const float four[4] = {loaded[u].x, loaded[u].y, loaded[u].z, loaded[u].w};
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        if (at + j < end) use(at + j, four[j]);
+        if (at + j < end) use(static_cast<int>(at) + j, four[j]);
     }
   }
 }
@@ -47,7 +47,8 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, i
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   count = min(count, n);
   if (count <= 0) return 0;
-  auto key = [forced](int i, float value) { return i < forced ? 0x7f800000u : __float_as_uint(value); };
+  // Infinity for the forced ones. Values that are no numbers (of inputs that are none) count as infinite too, so that the count stays a bound.
+  auto key = [forced](int i, float value) { return i < forced ? 0x7f800000u : min(__float_as_uint(value) & 0x7fffffffu, 0x7f800000u); };
 
   // The bits of the smallest value chosen, 11, 10 and 10 at a time, and how many of that value are.
   uint32_t least = 0, left = count;
