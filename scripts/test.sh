@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests. Those on a real model use SmolLM2 from the cache (98 MB, fetched once), or from the folder SPEEDREAD_TEST_MODELS.
+# All tests; the CUDA suites run on the emulator of `tools/cuda-emulator`. Those on a real model use SmolLM2 from the cache (98 MB, fetched once), or from the folder SPEEDREAD_TEST_MODELS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo} target=${TARGET:-${CARGO_TARGET_DIR:-target}}
@@ -19,6 +19,18 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 "$cargo" test --workspace --locked --no-fail-fast 2>&1 | tee "$log" || status=$?
+
+# The CUDA kernels and what launches them, on the emulator: this machine may have no GPU.
+emulator=$(mkdir -p "$target" && cd "$target" && pwd)/cuda-emulator
+if tools/cuda-emulator/build "$emulator"; then
+    for suite in "--test cuda_oracle" "--test cuda_index" "--test session_cuda" "--test golden_tiny" "--lib -- backend::cuda"; do
+        # shellcheck disable=SC2086 # several words
+        LD_LIBRARY_PATH="$emulator${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" SPEEDREAD_EMULATED=1 SPEEDREAD_REQUIRE_CUDA=1 \
+            "$cargo" test --workspace --locked --no-fail-fast $suite 2>&1 | tee -a "$log" || status=$?
+    done
+else
+    status=1
+fi
 awk '/^test result:/ { passed += $4; failed += $6; skipped += $8 }
      END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$log"
 exit "$status"

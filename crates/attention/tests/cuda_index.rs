@@ -6,7 +6,7 @@ mod case;
 mod device;
 
 use case::{Case, patterns};
-use device::{Layout, Rounded, attention};
+use device::{Layout, Rounded, attention, sized};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rayon::prelude::*;
@@ -124,7 +124,7 @@ fn check<T: AttentionElement>(case: Case, patterns: &[Pattern], fallback: bool, 
 
 proptest! {
     // The machine that runs this may not have the sources.
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, max_shrink_iters: 20, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: sized(96, 6), failure_persistence: None, max_shrink_iters: 20, ..ProptestConfig::default() })]
 
     #[test]
     fn every_pattern_matches_the_oracle(
@@ -152,10 +152,10 @@ fn edges_of_tiles() {
         return;
     }
     let mut work = Workspace::new();
-    for (rows, start) in
-        [(1, 0), (1, 127), (1, 5000), (2, 0), (63, 0), (64, 64), (65, 0), (127, 0), (129, 0), (200, 64), (64, 4032)]
-    {
-        for dim in cuda::HEAD_DIMS {
+    let shapes =
+        [(1, 0), (1, 127), (1, 5000), (2, 0), (63, 0), (64, 64), (65, 0), (127, 0), (129, 0), (200, 64), (64, 4032)];
+    for &(rows, start) in sized(&shapes[..], &shapes[4..7]) {
+        for &dim in sized(&cuda::HEAD_DIMS[..], &[96]) {
             for text in [
                 "vertical-slash-tiles:4,6",
                 "vertical-slash-tiles:1,1",
@@ -179,9 +179,9 @@ fn long_prompts() {
         return;
     }
     for (text, rows, start) in [
-        ("vertical-slash-tiles:40,24", 30_001, 0),
-        ("vertical-slash:5000,3000", 20_000, 77),
-        ("vertical-slash-tiles:12,8", 3_000, 60_000),
+        ("vertical-slash-tiles:40,24", sized(30_001, 1_301), 0),
+        ("vertical-slash:5000,3000", sized(20_000, 700), 77),
+        ("vertical-slash-tiles:12,8", sized(3_000, 130), sized(60_000, 9_000)),
     ] {
         let case = Case::new(rows, start, 1, 2, 128, 3);
         check::<bf16>(case, &[text.parse().unwrap(); 2], true, Layout::RowMajor, &mut Workspace::new());
@@ -206,11 +206,11 @@ fn the_estimator_chooses_the_lines_of_most_mass() {
 #[test]
 fn runs_repeat_exactly() {
     let Some(device) = attention() else { return };
-    let case = Rounded::<bf16>::new(Case::new(9000, 300, 4, 4, 128, 9));
+    let case = Rounded::<bf16>::new(Case::new(sized(9000, 300), 300, 4, 4, 128, 9));
     let patterns = ["vertical-slash-tiles:4,8".parse().unwrap(); 16];
     let mut work = Workspace::new();
     let first = case.prefill(device, &patterns, false, Layout::RowMajor, &mut work);
-    for _ in 0..5 {
+    for _ in 0..sized(5, 1) {
         assert_eq!(case.prefill(device, &patterns, false, Layout::RowMajor, &mut work), first);
     }
 }

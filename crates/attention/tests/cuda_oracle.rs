@@ -8,7 +8,7 @@ mod case;
 mod device;
 
 use case::{Case, patterns};
-use device::{Layout, Rounded, attention, attentions};
+use device::{Layout, Rounded, attention, attentions, sized};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rayon::prelude::*;
@@ -23,7 +23,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(96))]
+    #![proptest_config(config(sized(96, 6)))]
 
     #[test]
     fn every_pattern_matches_the_oracle(
@@ -50,10 +50,10 @@ fn edges_of_tiles() {
     if attentions().is_empty() {
         return;
     }
-    for (rows, start) in
-        [(1, 0), (1, 127), (1, 128), (1, 5000), (127, 0), (129, 0), (128, 64), (200, 64), (64, 4032), (3000, 0)]
-    {
-        for dim in cuda::HEAD_DIMS {
+    let shapes =
+        [(1, 0), (1, 127), (1, 128), (1, 5000), (127, 0), (129, 0), (128, 64), (200, 64), (64, 4032), (3000, 0)];
+    for &(rows, start) in sized(&shapes[..], &shapes[4..7]) {
+        for &dim in sized(&cuda::HEAD_DIMS[..], &[96]) {
             let case = Rounded::<bf16>::new(Case::new(rows, start, 2, 2, dim, 11));
             for text in ["dense", "a-shape:300,200", "vertical-slash-tiles:4,6", "block-sparse:4"] {
                 case.run_and_check(&[text.parse().unwrap(); 4], false, Layout::RowMajor);
@@ -69,10 +69,11 @@ fn growing_maxima() {
         return;
     }
     for half in [false, true] {
-        let mut case = Case::new(2000, 0, 1, 4, 128, 5);
+        let rows = sized(2000, 500);
+        let mut case = Case::new(rows, 0, 1, 4, 128, 5);
         let row = case.kv_heads * case.dim;
         for (i, x) in case.k.iter_mut().enumerate() {
-            *x *= 8.0 - 7.9 * (i / row) as f32 / 2000.0;
+            *x *= 8.0 - 7.9 * (i / row) as f32 / rows as f32;
         }
         let dense = [Pattern::Dense; 4];
         if half {
@@ -87,11 +88,11 @@ fn growing_maxima() {
 #[test]
 fn runs_repeat_exactly() {
     for device in attentions() {
-        let case = Rounded::<bf16>::new(Case::new(5000, 300, 4, 4, 128, 9));
+        let case = Rounded::<bf16>::new(Case::new(sized(5000, 300), 300, 4, 4, 128, 9));
         let indexes = case.indexes(&["vertical-slash-tiles:4,8".parse().unwrap(); 16], false);
         let first = case.run(device, &indexes, Layout::RowMajor);
         case.check(&first.0, &first.1, &indexes, "many items a block");
-        for _ in 0..10 {
+        for _ in 0..sized(10, 1) {
             assert_eq!(case.run(device, &indexes, Layout::RowMajor), first);
         }
     }

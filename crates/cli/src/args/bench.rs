@@ -72,8 +72,8 @@ pub struct AttentionBenchArgs {
     /// What each query looks at, as for `speedread ask`; may be repeated [default: dense and auto]
     #[arg(long, value_name = "PATTERN", value_parser = parse_attention)]
     pub attention: Vec<Attention>,
-    /// Where to run: auto (the first CUDA device that can be used, else the CPU), cpu, cuda or cuda:NUMBER
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    /// Where to run: cpu, cuda, cuda:NUMBER, or auto (the first CUDA device that can be used, else the CPU)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
     /// Runs of each, after one that only warms up; the median counts
     #[arg(long, value_name = "N", default_value = "3")]

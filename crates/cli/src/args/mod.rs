@@ -97,8 +97,8 @@ pub struct ModelArgs {
     pub model: String,
     #[command(flatten)]
     pub rope: RopeArgs,
-    /// Where to run: auto (the first CUDA device that can be used, else the CPU), cpu, cuda or cuda:NUMBER
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    /// Where to run: cpu, cuda, cuda:NUMBER, or auto (the first CUDA device that can be used, else the CPU)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
 }
 
