@@ -99,7 +99,7 @@ impl Model {
         Ok(Self { config, tokenizer, chat_template, placed, device_note, eos_ids, path: path.into() })
     }
 
-    /// A model of a real one's shape with random weights: one of [`synthetic::names`](crate::synthetic::names).
+    /// A model of a real one's shape with random weights: one of [`synthetic::names`].
     pub fn synthetic(name: &str, options: &ModelOptions) -> Result<Self> {
         Self::with_random_weights(synthetic::config(name)?, synthetic::path(name), options)
     }
