@@ -25,7 +25,7 @@ const LOCAL: usize = 16;
 const SCATTERED: usize = 32;
 const COLUMN_TILES: usize = 8;
 /// Pattern of the cases that build the index.
-const BUILT: &str = "vertical-slash-tiles:48,8";
+const BUILT: &str = "vertical-slash-tiles:8,48";
 
 struct Arguments {
     lengths: Vec<usize>,
