@@ -2,6 +2,7 @@
 #include "index.cuh"
 #include "top.cuh"
 
+constexpr int kChoosers = 1024;
 constexpr int kForcedColumns = 30;
 constexpr int kForcedDiagonals = 100;
 constexpr int kLastQueries = 64;
@@ -118,6 +119,13 @@ __device__ void leave_to_windows(const IndexParams& p, const HeadTask& head, int
   __syncthreads();
 }
 
+// The lines of most mass, the first `forced` before all others, to `to`, ascending; returns how many.
+__device__ int choose_most(ChooseShared& s, const float* masses, int len, int count, int forced, bool keep_zero, int32_t* to) {
+  return top<kChoosers>(
+      s.top, masses, len, count, keep_zero, [forced](int i, float mass) { return i < forced ? 0x7f800000u : order_of_mass(mass); },
+      [to](int place, int i) { to[place] = i; });
+}
+
 // The first of the head's query tiles whose first row stands at `position` or further.
 __device__ __forceinline__ int64_t tile_from(const IndexParams& p, int64_t position) {
   return position <= p.start ? 0 : (position - p.start + kTileQueries - 1) / kTileQueries;
@@ -147,8 +155,8 @@ extern "C" __global__ void __launch_bounds__(kChoosers) choose_lines(const __gri
   }
   const HeadTask head = p.heads[blockIdx.x];
   HeadState& state = p.states[blockIdx.x];
-  if (head.kind == kDense) {
-    if (threadIdx.x == 0) state = {0, 0, 0, 1, 0};
+  if (head.kind == kDense || head.kind == kBlocks) {
+    if (threadIdx.x == 0) state = {0, 0, 0, head.kind == kDense, 0};
     return;
   }
   int32_t* const windows = p.offsets + head.windows;
@@ -166,11 +174,11 @@ extern "C" __global__ void __launch_bounds__(kChoosers) choose_lines(const __gri
     if (head.kind == kTiles) {
       window_count = choose_windows(s, p, head);
       leave_to_windows(p, head, window_count);
-      column_count = top(s.top, columns, p.len, head.vertical, kForcedColumns, false, positions);
+      column_count = choose_most(s, columns, p.len, head.vertical, kForcedColumns, false, positions);
     } else {
-      const int diagonals = top(s.top, p.diagonals + head.slot * p.pitch, p.len, head.slash, kForcedDiagonals, true, windows);
+      const int diagonals = choose_most(s, p.diagonals + head.slot * p.pitch, p.len, head.slash, kForcedDiagonals, true, windows);
       window_count = cover(s, windows, diagonals);
-      column_count = top(s.top, columns, p.len, head.vertical, kForcedColumns, true, positions);
+      column_count = choose_most(s, columns, p.len, head.vertical, kForcedColumns, true, positions);
     }
   }
   for (int i = column_count + threadIdx.x; i < head.column_tiles * kTileKeys; i += kChoosers) positions[i] = -1;

@@ -30,6 +30,7 @@ enum HeadKind : int32_t {
   kLocal = 1,   // `vertical` first keys and `slash` nearest ones
   kLines = 2,   // `vertical` columns and `slash` diagonals of most mass
   kTiles = 3,   // `slash` windows and `vertical` columns of most mass
+  kBlocks = 4,  // `slash` key tiles of largest pooled score for each query tile
 };
 
 // What is asked of a query head, and where its lists go.
@@ -45,7 +46,7 @@ struct HeadTask {
   int64_t order;
   int64_t tail_order;     // but from `dense_from` on to `tail_order + query tiles - 1 - t`, with an empty item in the other place
   int64_t windows;        // its first entry among the offsets
-  int64_t window_room;    // entries there; of a kTiles head twice as many, the second half to sort from
+  int64_t window_room;    // entries there; of a kTiles head twice as many, the second half to sort from; of a kBlocks head for each query tile
   int64_t masks;          // its first mask: [query tiles][column_tiles]
   int64_t dense_tiles;    // key tiles that dense attention would visit in the query tiles before `dense_from`
 };
@@ -83,6 +84,13 @@ struct IndexParams {
 };
 static_assert(sizeof(ScoreTask) == 12 && sizeof(HeadTask) == 80 && sizeof(HeadState) == 24, "the host's sizes");
 static_assert(sizeof(LastQueriesParams) == 72 && sizeof(IndexParams) == 136, "the host's sizes");
+
+// How many key tiles a budget of blocks comes to in a query tile (of all its rows) whose first stands at `first`: those of its own positions
+// and the first of all are kept whatever the budget.
+__device__ __forceinline__ int blocks_of(int budget, int64_t first) {
+  const int own = static_cast<int>(first / kTileKeys), last = static_cast<int>((first + kTileQueries - 1) / kTileKeys);
+  return min(max(budget, last - own + 1 + (own > 0)), last + 1);
+}
 
 // A gain and its offset in one number: the larger gain is the larger, and of equal ones that at the lower offset. Zero for no gain.
 __device__ __forceinline__ uint64_t gain_at(float gain, int offset) {

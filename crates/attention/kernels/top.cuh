@@ -1,14 +1,21 @@
-// The positions of the largest of many values, ascending, by a thread block of 1024: radix selection.
+// The positions of the largest of many values, ascending, by a thread block: radix selection.
 #pragma once
 #include <cstdint>
-
-constexpr int kChoosers = 1024;
 
 struct TopShared {
   uint32_t histogram[2048];
   uint32_t warps[2][32];
   uint32_t digit, left;
 };
+
+// Numbers in the order of non-negative values. Those of values that are no numbers (of inputs that are none) are as infinity's.
+__device__ __forceinline__ uint32_t order_of_mass(float value) { return min(__float_as_uint(value) & 0x7fffffffu, 0x7f800000u); }
+
+// Numbers in the order of any values; less than ~0.
+__device__ __forceinline__ uint32_t order_of(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return min(bits & 0x80000000u ? ~bits : bits | 0x80000000u, ~1u);
+}
 
 __device__ __forceinline__ uint32_t sum_of_lanes_before(uint32_t x, int lane) {
   uint32_t upto = x;
@@ -41,39 +48,41 @@ __device__ __forceinline__ void each_value(const float* values, int begin, int e
   }
 }
 
-// Writes the positions of the `count` largest of `n` values (none negative), ascending, to `to`, and returns how many there are. The first
-// `forced` positions come before all others; of equal values those at lower positions. Without `keep_zero` zeros are not chosen.
-__device__ inline int top(TopShared& s, const float* values, int n, int count, int forced, bool keep_zero, int32_t* to) {
+// Hands the positions of the `count` largest of `n` values to `put(place, position)`, places ascending with positions, and returns how many
+// there are. `key(position, value)` says what is compared; of equal keys those at lower positions are chosen, and without `keep_zero` none
+// that is zero.
+template <int Threads, typename Key, typename Put>
+__device__ inline int top(TopShared& s, const float* values, int n, int count, bool keep_zero, Key key, Put put) {
+  constexpr int kWarps = Threads / 32;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   count = min(count, n);
   if (count <= 0) return 0;
-  // Infinity for the forced ones. Values that are no numbers (of inputs that are none) count as infinite too, so that the count stays a bound.
-  auto key = [forced](int i, float value) { return i < forced ? 0x7f800000u : min(__float_as_uint(value) & 0x7fffffffu, 0x7f800000u); };
 
-  // The bits of the smallest value chosen, 11, 10 and 10 at a time, and how many of that value are.
+  // The bits of the smallest key chosen, 11, 11 and 10 at a time, and how many of that key are.
   uint32_t least = 0, left = count;
-#pragma unroll 1
-  for (int shift = 20; shift >= 0; shift -= 10) {
-    const uint32_t bins = shift == 20 ? 2048 : 1024;
-    for (int i = thread; i < 2048; i += kChoosers) s.histogram[i] = 0;
+#pragma unroll
+  for (int pass = 0; pass < 3; pass++) {
+    constexpr int kShifts[3] = {21, 10, 0};
+    const int shift = kShifts[pass], bins = pass < 2 ? 2048 : 1024, each = bins / Threads;
+    for (int i = thread; i < bins; i += Threads) s.histogram[i] = 0;
     __syncthreads();
-    each_value(values, 0, n, thread, kChoosers, [&](int i, float value) {
+    each_value(values, 0, n, thread, Threads, [&](int i, float value) {
       const uint32_t bits = key(i, value);
-      if (bits / bins >> shift == least) atomicAdd(&s.histogram[bits >> shift & (bins - 1)], 1);
+      if (pass == 0 || bits >> shift >> (pass < 2 ? 11 : 10) == least) atomicAdd(&s.histogram[bits >> shift & (bins - 1)], 1u);
     });
     __syncthreads();
-    // Thread t has the t-th pair of bins from the top.
-    const bool has = 2 * thread < bins;
-    const int high = bins - 1 - 2 * thread;
-    const uint32_t in_high = has ? s.histogram[high] : 0, in_pair = has ? in_high + s.histogram[high - 1] : 0;
-    uint32_t before = sum_of_lanes_before(in_pair, lane);
-    if (lane == 31) s.warps[0][warp] = before + in_pair;
+    // Thread t has the t-th run of `each` bins from the top.
+    int bin = bins - 1 - thread * each;
+    uint32_t own = 0;
+    for (int i = 0; i < each; i++) own += s.histogram[bin - i];
+    uint32_t before = sum_of_lanes_before(own, lane);
+    if (lane == 31) s.warps[0][warp] = before + own;
     __syncthreads();
-    before += __reduce_add_sync(~0u, lane < warp ? s.warps[0][lane] : 0);
-    if (before < left && left <= before + in_pair) {
-      const bool is_high = left <= before + in_high;
-      s.digit = is_high ? high : high - 1;
-      s.left = left - before - (is_high ? 0 : in_high);
+    before += __reduce_add_sync(~0u, lane < warp ? s.warps[0][lane] : 0u);
+    if (before < left && left <= before + own) {
+      for (; left > before + s.histogram[bin]; bin--) before += s.histogram[bin];
+      s.digit = bin;
+      s.left = left - before;
     }
     __syncthreads();
     least = least * bins + s.digit;
@@ -82,7 +91,7 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, i
   if (least == 0 && !keep_zero) left = 0;
 
   // A warp has a run of positions; runs before it say where it writes.
-  const int run = (n + 32 * 128 - 1) / (32 * 128) * 128;
+  const int run = (n + kWarps * 128 - 1) / (kWarps * 128) * 128;
   const int begin = warp * run, end = min(begin + run, n);
   uint32_t larger = 0, equal = 0;
   each_value(values, begin, end, lane, 32, [&](int i, float value) {
@@ -96,9 +105,10 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, i
     s.warps[1][warp] = equal;
   }
   __syncthreads();
-  uint32_t equal_seen = __reduce_add_sync(~0u, lane < warp ? s.warps[1][lane] : 0);
-  uint32_t at = __reduce_add_sync(~0u, lane < warp ? s.warps[0][lane] : 0) + min(equal_seen, left);
-  const int total = __reduce_add_sync(~0u, s.warps[0][lane]) + min(__reduce_add_sync(~0u, s.warps[1][lane]), left);
+  uint32_t equal_seen = __reduce_add_sync(~0u, lane < warp ? s.warps[1][lane] : 0u);
+  uint32_t at = __reduce_add_sync(~0u, lane < warp ? s.warps[0][lane] : 0u) + min(equal_seen, left);
+  const uint32_t all_larger = __reduce_add_sync(~0u, lane < kWarps ? s.warps[0][lane] : 0u);
+  const int total = all_larger + min(__reduce_add_sync(~0u, lane < kWarps ? s.warps[1][lane] : 0u), left);
   for (int i = begin + 4 * lane; i - 4 * lane < end; i += 128) {
     const float4 loaded = i < end ? *reinterpret_cast<const float4*>(values + i) : make_float4(0.f, 0.f, 0.f, 0.f);
     const float four[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
@@ -121,7 +131,7 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, i
     at += __reduce_add_sync(~0u, own);
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      if (taken >> j & 1) to[place++] = i + j;
+      if (taken >> j & 1) put(static_cast<int>(place++), i + j);
   }
   __syncthreads();
   return total;

@@ -68,6 +68,9 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) work_list(const __grid
   if (state.dense || tile >= head.dense_from) {
     item.list = 0;
     item.spans = static_cast<int>(1 + (first + kTileKeys - 1) / kTileKeys);
+  } else if (head.kind == kBlocks) {
+    item.list = head.windows + tile * head.window_room;
+    item.spans = blocks_of(head.slash, first);
   } else {
     item.spans = count_below(p.offsets + head.windows, state.windows, first + kTileKeys);
     // Where the windows hold every key there are no columns to look for.

@@ -18,7 +18,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 // One thread block runs at a time, so a block's variables can be everybody's.
 #define __shared__ static
 

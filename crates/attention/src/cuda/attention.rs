@@ -149,8 +149,8 @@ impl Attention {
     /// a query head.
     ///
     /// # Errors
-    /// As for [`Attention::attend`]; [`Error::Pattern`] for a pattern that makes no sense, or is block-sparse, whose indexes only the host
-    /// builds, or is vertical-slash on a device other than Hopper, likewise.
+    /// As for [`Attention::attend`]; [`Error::Pattern`] for a pattern that makes no sense, or is vertical-slash on a device other than Hopper,
+    /// whose indexes only the host builds.
     #[allow(clippy::too_many_arguments)]
     pub fn prefill<T: AttentionElement>(
         &self,

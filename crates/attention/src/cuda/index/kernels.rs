@@ -2,6 +2,7 @@
 
 use speedread_cuda::{Device, Function, KernelArg, Stream, TensorMap};
 
+use super::blocks::BlockKernels;
 use super::layout::{CallShape, Layout, SCORED_HEADS};
 use super::workspace::Workspace;
 use crate::cuda::kernels::{HEAD_DIMS, KernelKind, dim_place};
@@ -39,24 +40,25 @@ pub(in crate::cuda) struct IndexKernels {
     scores: Option<[Scores; 2]>,
     gains: Function,
     choose: Function,
+    blocks: BlockKernels,
     work: Function,
 }
 
 /// Mirror of `LastQueriesParams` in `kernels/index.cuh`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct LastQueriesParams {
-    tasks: u64,
-    heads: u64,
-    partials: u64,
-    columns: u64,
-    diagonals: u64,
-    pitch: i64,
-    rows: i32,
-    len: i32,
-    chunk_tiles: i32,
-    stages: i32,
-    scale_log2: f32,
+pub(super) struct LastQueriesParams {
+    pub(super) tasks: u64,
+    pub(super) heads: u64,
+    pub(super) partials: u64,
+    pub(super) columns: u64,
+    pub(super) diagonals: u64,
+    pub(super) pitch: i64,
+    pub(super) rows: i32,
+    pub(super) len: i32,
+    pub(super) chunk_tiles: i32,
+    pub(super) stages: i32,
+    pub(super) scale_log2: f32,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for LastQueriesParams {}
@@ -64,27 +66,27 @@ unsafe impl KernelArg for LastQueriesParams {}
 /// Mirror of `IndexParams` in `kernels/index.cuh`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct IndexParams {
-    heads: u64,
-    slot_heads: u64,
-    states: u64,
-    columns: u64,
-    diagonals: u64,
-    gains: u64,
-    best: u64,
-    offsets: u64,
-    positions: u64,
-    masks: u64,
-    items: u64,
-    pitch: i64,
-    runs: i64,
-    head_count: i32,
-    rows: i32,
-    start: i32,
-    len: i32,
-    query_tiles: i32,
-    dense_list: i32,
-    fallback: i32,
+pub(super) struct IndexParams {
+    pub(super) heads: u64,
+    pub(super) slot_heads: u64,
+    pub(super) states: u64,
+    pub(super) columns: u64,
+    pub(super) diagonals: u64,
+    pub(super) gains: u64,
+    pub(super) best: u64,
+    pub(super) offsets: u64,
+    pub(super) positions: u64,
+    pub(super) masks: u64,
+    pub(super) items: u64,
+    pub(super) pitch: i64,
+    pub(super) runs: i64,
+    pub(super) head_count: i32,
+    pub(super) rows: i32,
+    pub(super) start: i32,
+    pub(super) len: i32,
+    pub(super) query_tiles: i32,
+    pub(super) dense_list: i32,
+    pub(super) fallback: i32,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for IndexParams {}
@@ -121,6 +123,7 @@ impl IndexKernels {
             scores: if has_scores { Some([scores(BF16, "bf16")?, scores(F16, "f16")?]) } else { None },
             gains: device.load(GAINS)?.function("window_gains", 0)?,
             choose: device.load(CHOOSE)?.function("choose_lines", 0)?,
+            blocks: BlockKernels::new(device)?,
             work: device.load(WORK)?.function("work_list", 0)?,
         })
     }
@@ -153,6 +156,7 @@ impl IndexKernels {
         if let Some(scores) = scores {
             scores.sum(stream, q, k, shape, scale, &layout, work)?;
         }
+        self.blocks.build(stream, q, k, shape, &layout, work)?;
         let params = IndexParams {
             heads: work.heads.address(),
             slot_heads: work.slots.address(),

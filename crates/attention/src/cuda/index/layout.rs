@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use speedread_cuda::Plain;
 
+use super::blocks::{BlockLayout, blocks_of};
 use crate::cost;
 use crate::cuda::TILE;
 use crate::cuda::plan::CACHE_BYTES;
@@ -44,6 +45,13 @@ impl CallShape {
     pub(super) fn query_tiles(&self) -> usize {
         self.rows.div_ceil(TILE.queries)
     }
+    /// The first query tile that holds one of the last `rows` rows.
+    fn tail_from(&self, rows: usize) -> usize {
+        match rows.min(self.rows) {
+            0 => self.query_tiles(),
+            rows => (self.rows - rows) / TILE.queries,
+        }
+    }
     /// Key tiles that dense attention visits in the first `query_tiles` query tiles.
     fn dense_tiles(&self, query_tiles: usize) -> usize {
         query_tiles * self.dense_tiles_of(0) + query_tiles * query_tiles.saturating_sub(1) / 2
@@ -66,13 +74,7 @@ impl CallShape {
                 "{rows} rows from position {start}: there must be some, and they must fit 31 bits"
             )));
         }
-        patterns.iter().try_for_each(Pattern::validate)?;
-        if let Some(pattern) = patterns.iter().find(|p| matches!(p, Pattern::BlockSparse { .. })) {
-            return Err(Error::Pattern(format!(
-                "{pattern}: block-sparse indexes are not built on the device yet; build them on the host (cuda::Plan)"
-            )));
-        }
-        Ok(())
+        patterns.iter().try_for_each(Pattern::validate)
     }
 }
 
@@ -91,6 +93,7 @@ const DENSE: i32 = 0;
 const LOCAL: i32 = 1;
 const LINES: i32 = 2;
 const TILES: i32 = 3;
+pub(super) const BLOCKS: i32 = 4;
 
 /// What is asked of a query head, and where its lists go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -137,6 +140,7 @@ pub(super) struct Layout {
     /// Query heads whose last queries are looked at, those of a key head side by side.
     pub(super) slots: Vec<i32>,
     pub(super) score_tasks: Vec<ScoreTask>,
+    pub(super) blocks: BlockLayout,
     /// Key head of each tile of gathered columns.
     pub(super) tile_heads: Vec<i32>,
     /// Pattern of each head, dense where it cannot pay.
@@ -170,7 +174,7 @@ impl Layout {
         let patterns: Vec<Pattern> = patterns
             .iter()
             .map(|&pattern| {
-                let mut check = || cost::pays(pattern, TILE.keys, &dense_tiles);
+                let mut check = || cost::pays(pattern, TILE.keys, &dense_tiles) && blocks_win(shape, pattern);
                 let runs = !fallback || *pays.entry(pattern).or_insert_with(&mut check);
                 if runs { pattern } else { Pattern::Dense }
             })
@@ -182,6 +186,7 @@ impl Layout {
             heads: Vec::with_capacity(shape.heads),
             slots: vec![],
             score_tasks: vec![],
+            blocks: BlockLayout::default(),
             tile_heads: vec![],
             patterns,
             offsets: dense_list,
@@ -203,7 +208,12 @@ impl Layout {
                 layout.has_gains |= task.kind == TILES;
             }
             task.windows = layout.offsets as i64;
-            layout.offsets += task.window_room as usize * if task.kind == TILES { 2 } else { 1 };
+            layout.offsets += task.window_room as usize
+                * match task.kind {
+                    TILES => 2,
+                    BLOCKS => task.dense_from as usize,
+                    _ => 1,
+                };
             task.column_tile = layout.tile_heads.len() as i32;
             let tiles = task.column_tiles as usize;
             layout.tile_heads.resize(layout.tile_heads.len() + tiles, (head / group) as i32);
@@ -211,6 +221,10 @@ impl Layout {
             layout.masks += tiles * query_tiles;
             layout.heads.push(task);
         }
+        let blocks = layout.heads.iter().enumerate().filter(|(_, task)| task.kind == BLOCKS);
+        let (blocks, tiles): (Vec<i32>, Vec<i32>) = blocks.map(|(head, task)| (head as i32, task.dense_from)).unzip();
+        // The dense tail begins at the same query tile in all of them.
+        layout.blocks = BlockLayout::new(shape, group, blocks, tiles.first().map_or(0, |&tiles| tiles as usize));
         layout.split_scores(group, len);
         layout.order(shape, group);
         if i32::try_from(layout.items).is_err() || i32::try_from(layout.tile_heads.len() * TILE.keys).is_err() {
@@ -281,13 +295,18 @@ impl Layout {
     }
 }
 
+/// Whether block-sparse visits fewer key tiles than dense attention does: the one pattern whose tiles can be counted without the data.
+fn blocks_win(shape: &CallShape, pattern: Pattern) -> bool {
+    let Pattern::BlockSparse { blocks } = pattern else { return true };
+    let tail = shape.tail_from(LAST_QUERIES);
+    let sparse: usize = (0..tail).map(|tile| blocks_of(blocks, shape.start + tile * TILE.queries)).sum();
+    sparse < shape.dense_tiles(tail)
+}
+
 /// The task of a head of `pattern`, without its places.
 fn task(shape: &CallShape, pattern: Pattern) -> HeadTask {
     let (len, query_tiles) = (shape.len(), shape.query_tiles());
-    let tail_from = |rows: usize| match rows.min(shape.rows) {
-        0 => query_tiles,
-        rows => (shape.rows - rows) / TILE.queries,
-    };
+    let tail_from = |rows| shape.tail_from(rows);
     let local = |sink: usize, local: usize, dense_from: usize| {
         let local = local.min(len);
         (LOCAL, sink.min(len), local, 1 + (local - 1).div_ceil(TILE.keys), dense_from)
@@ -306,8 +325,13 @@ fn task(shape: &CallShape, pattern: Pattern) -> HeadTask {
             // The queries of the estimate are the user's question: they see every key.
             (TILES, columns, slash, slash.max(2), tail_from(LAST_QUERIES))
         }
-        // Block-sparse was refused by `CallShape::check`.
-        Pattern::Dense | Pattern::BlockSparse { .. } => (DENSE, 0, 0, 0, query_tiles),
+        Pattern::BlockSparse { blocks } => {
+            let dense_from = tail_from(LAST_QUERIES);
+            let blocks = blocks.min(shape.dense_tiles_of(query_tiles - 1));
+            let room = (0..dense_from).map(|tile| blocks_of(blocks, shape.start + tile * TILE.queries)).max();
+            (BLOCKS, 0, blocks, room.unwrap_or(0), dense_from)
+        }
+        Pattern::Dense => (DENSE, 0, 0, 0, query_tiles),
     };
     HeadTask {
         kind,
@@ -342,7 +366,7 @@ mod tests {
             "vertical-slash:30,800",
             "vertical-slash-tiles:8,24",
             "vertical-slash-tiles:8,24",
-            "dense",
+            "block-sparse:20",
             "vertical-slash-tiles:4,12",
         ]);
         for fallback in [false, true] {
@@ -373,13 +397,33 @@ mod tests {
     }
 
     #[test]
+    fn scores_of_blocks_are_held_in_parts() {
+        let all = patterns(&["block-sparse:50"; 8]);
+        let short = Layout::new(&SHAPE, &all, true).unwrap().blocks;
+        assert_eq!((short.heads_at_once, short.tiles_at_once), (8, (SHAPE.rows - 64) / 128));
+        assert_eq!((&short.key_heads[..], &short.key_slots[..]), (&[0, 1][..], &[0, 0, 0, 0, 1, 1, 1, 1][..]));
+        let long = Layout::new(&CallShape { rows: 5 << 20, ..SHAPE }, &all, true).unwrap().blocks;
+        assert!(
+            long.heads_at_once == 1 && long.tiles_at_once < long.query_tiles && long.tiles_at_once.is_multiple_of(64)
+        );
+        assert!(long.sizes(128)[2] <= 64 << 20);
+        // Where every query tile is dense there is nothing to choose.
+        let tail = Layout::new(&CallShape { rows: 100, ..SHAPE }, &all, false).unwrap().blocks;
+        assert!(tail.heads.is_empty() && tail.sizes(128) == [0; 3]);
+    }
+
+    #[test]
     fn what_cannot_pay_runs_dense() {
         let short = CallShape { rows: 500, ..SHAPE };
         let all = patterns(&["vertical-slash-tiles:8,24"; 8]);
         assert!(Layout::new(&short, &all, true).unwrap().patterns.iter().all(|&p| p == Pattern::Dense));
         assert_eq!(Layout::new(&short, &all, false).unwrap().patterns, all);
-        let blocks = Layout::new(&SHAPE, &patterns(&["block-sparse:4"; 8]), true).unwrap_err().to_string();
-        assert!(blocks.contains("block-sparse:4"));
+        // Four query tiles before the dense tail visit 1 + 2 + 3 + 4 key tiles at most.
+        let few = CallShape { rows: 600, ..SHAPE };
+        for (blocks, sparse) in [(3, true), (4, false)] {
+            let pattern = Pattern::BlockSparse { blocks };
+            assert_eq!(blocks_win(&few, pattern), sparse);
+        }
         assert!(Layout::new(&SHAPE, &all[..7], true).is_err());
         assert!(Layout::new(&CallShape { rows: 0, ..SHAPE }, &all, true).is_err());
         assert_eq!(short.dense_tiles(4), 1 + 2 + 3 + 4);

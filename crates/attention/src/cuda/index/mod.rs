@@ -2,8 +2,9 @@
 //!
 //! What depends on shapes alone is laid out on the host ([`layout`]): which heads run dense, where each head's lists go and how much room
 //! they have, and the order of work. Kernels fill the lists ([`kernels`]): masses of the last queries, choice of windows and columns, masks
-//! and items.
+//! and items; for block-sparse heads, choice of key tiles ([`blocks`]).
 
+mod blocks;
 mod kernels;
 mod layout;
 mod workspace;

@@ -2,11 +2,13 @@
 
 use speedread_cuda::{Buffer, Plain, Stream};
 
-use super::layout::{CallShape, HeadState, HeadTask, Layout, ScoreTask};
+use super::blocks::blocks_of;
+use super::layout::{BLOCKS, CallShape, HeadState, HeadTask, Layout, ScoreTask};
 use crate::cuda::TILE;
 use crate::cuda::attention::Lists;
 use crate::cuda::plan::{ColumnMask, WorkItem};
 use crate::estimate::LAST_QUERIES;
+use crate::index::BlockLists;
 use crate::{Error, HeadReport, Pattern, SparseIndex};
 
 /// Device buffers of index building, reused from call to call: they grow, and never shrink. Calls that share one must be on one stream, or
@@ -24,6 +26,10 @@ pub struct Workspace {
     pub(super) diagonals: Room<f32>,
     pub(super) gains: Room<f32>,
     pub(super) best: Room<u64>,
+    pub(super) block_lists: Room<i32>,
+    pub(super) pooled_q: Room<f32>,
+    pub(super) pooled_k: Room<f32>,
+    pub(super) block_scores: Room<f32>,
     pub(super) offsets: Room<i32>,
     pub(super) positions: Room<i32>,
     pub(super) masks: Room<ColumnMask>,
@@ -73,6 +79,8 @@ struct Sizes {
     masses: usize,
     gains: usize,
     best: usize,
+    /// Pooled queries and keys, and scores, of block-sparse heads.
+    blocks: [usize; 3],
     positions: usize,
     gathered: usize,
 }
@@ -87,6 +95,7 @@ impl Sizes {
             masses: slots * layout.pitch,
             gains: with_gains * layout.pitch,
             best: with_gains * layout.runs,
+            blocks: layout.blocks.sizes(dim),
             positions,
             gathered: positions * dim * 2 / size_of::<u64>(),
         }
@@ -107,6 +116,10 @@ impl Workspace {
             diagonals: Room(None),
             gains: Room(None),
             best: Room(None),
+            block_lists: Room(None),
+            pooled_q: Room(None),
+            pooled_k: Room(None),
+            block_scores: Room(None),
             offsets: Room(None),
             positions: Room(None),
             masks: Room(None),
@@ -129,7 +142,8 @@ impl Workspace {
             + size_of_val(&layout.score_tasks[..])
             + size_of_val(&layout.tile_heads[..])
             + layout.heads.len() * size_of::<HeadState>()
-            + (sizes.partials + 2 * sizes.masses + sizes.gains) * size_of::<f32>()
+            + (sizes.partials + 2 * sizes.masses + sizes.gains + sizes.blocks.iter().sum::<usize>()) * size_of::<f32>()
+            + size_of_val(&layout.blocks.lists()[..])
             + sizes.best * size_of::<u64>()
             + (layout.offsets + sizes.positions) * size_of::<i32>()
             + layout.masks * size_of::<ColumnMask>()
@@ -152,6 +166,11 @@ impl Workspace {
         self.diagonals.reserve(stream, sizes.masses)?;
         self.gains.reserve(stream, sizes.gains)?;
         self.best.reserve(stream, sizes.best)?;
+        self.block_lists.fill(stream, &layout.blocks.lists())?;
+        let [pooled_q, pooled_k, scores] = sizes.blocks;
+        self.pooled_q.reserve(stream, pooled_q)?;
+        self.pooled_k.reserve(stream, pooled_k)?;
+        self.block_scores.reserve(stream, scores)?;
         self.offsets.reserve(stream, layout.offsets)?;
         self.positions.reserve(stream, sizes.positions)?;
         self.masks.reserve(stream, layout.masks)?;
@@ -212,6 +231,9 @@ impl Workspace {
             if state.dense != 0 {
                 return SparseIndex::dense(start, rows, TILE);
             }
+            if task.kind == BLOCKS {
+                return block_index(task, &layout.shape, &offsets);
+            }
             let windows = list(&offsets, task.windows as usize, state.windows);
             let columns = list(&positions, task.column_tile as usize * TILE.keys, state.columns);
             let tail = rows.saturating_sub(task.dense_from as usize * TILE.queries);
@@ -252,6 +274,24 @@ impl Snapshot {
 
 fn no_indexes() -> Error {
     Error::Shape("a workspace without indexes".into())
+}
+
+/// The index of a block-sparse head.
+pub(super) fn block_index(task: &HeadTask, shape: &CallShape, offsets: &[i32]) -> SparseIndex {
+    let (room, budget) = (task.window_room as usize, task.slash as usize);
+    let lists = (0..shape.query_tiles()).map(|tile| {
+        if tile >= task.dense_from as usize {
+            return vec![];
+        }
+        let first = shape.start + tile * TILE.queries;
+        let list = &offsets[task.windows as usize + tile * room..][..blocks_of(budget, first)];
+        let mut tiles: Vec<u32> =
+            list.iter().map(|&o| ((first as i64 - i64::from(o)) / TILE.keys as i64) as u32).collect();
+        tiles.sort_unstable();
+        tiles
+    });
+    let tail = shape.rows.saturating_sub(task.dense_from as usize * TILE.queries);
+    SparseIndex::from_blocks(shape.start, shape.rows, TILE, BlockLists::from_lists(lists)).with_dense_tail(tail)
 }
 
 impl Default for Workspace {

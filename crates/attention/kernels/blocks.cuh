@@ -1,0 +1,33 @@
+// What the host tells the kernels of block-sparse heads: the mirror of `src/cuda/index/blocks.rs`.
+//
+// Query tiles here are those before the dense ones at the end, so all their rows exist; and only key tiles left of a query tile's own are
+// scored, so all their keys exist too.
+#pragma once
+#include "index.cuh"
+
+struct PoolParams {
+  const uint32_t* data;  // [rows][heads][dim], two elements a word
+  const int32_t* heads;  // head of a slot
+  float* means;          // [slots][tiles][dim]
+  int64_t row_stride;    // in words
+  int64_t head_stride;
+};
+
+struct BlockParams {
+  const HeadTask* heads;
+  const int32_t* slot_heads;  // query head of a slot
+  const int32_t* key_slots;   // pooled key head of a slot
+  const float* pooled_q;      // [slots][query_tiles][dim]
+  const float* pooled_k;      // [key slots][key_tiles][dim]
+  float* scores;              // [slots of this batch][tiles][pitch]
+  int32_t* offsets;
+  int64_t pitch;
+  int32_t query_tiles;        // pooled ones
+  int32_t key_tiles;
+  int32_t dim;
+  int32_t start;              // position of the first query row
+  int32_t first_slot;         // of this batch
+  int32_t first_tile;         // query tile
+  int32_t tiles;              // query tiles
+};
+static_assert(sizeof(PoolParams) == 40 && sizeof(BlockParams) == 96, "the host's sizes");

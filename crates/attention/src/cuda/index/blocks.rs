@@ -1,0 +1,228 @@
+//! Block-sparse heads: means of tiles of queries and keys, their scores, and the choice of key tiles. Mirrors `kernels/blocks.cuh`.
+
+use speedread_cuda::{Device, Function, KernelArg, Stream};
+
+use super::layout::{CallShape, Layout};
+use super::workspace::Workspace;
+use crate::Error;
+use crate::cuda::TILE;
+use crate::cuda::tensor::{AttentionElement, DeviceRows};
+
+static POOL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pool_rows.fatbin"));
+static SCORES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/block_scores.fatbin"));
+static CHOOSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/choose_blocks.fatbin"));
+
+/// Side, in tiles, of what a thread block of `block_scores` computes.
+const SIDE: usize = 64;
+const SCORE_THREADS: u32 = 256;
+/// Threads of a block of `choose_blocks`.
+const CHOOSERS: u32 = 128;
+/// Scores held at a time: 256 MiB, of all heads up to 128K tokens, and of one head at a million.
+const SCORES_AT_ONCE: usize = 64 << 20;
+
+/// How many key tiles a budget comes to in a query tile (of all its rows) whose first stands at `first`.
+pub(super) fn blocks_of(budget: usize, first: usize) -> usize {
+    let (own, last) = (first / TILE.keys, (first + TILE.queries - 1) / TILE.keys);
+    budget.max(last - own + 1 + usize::from(own > 0)).min(last + 1)
+}
+
+/// The block-sparse heads of a call. Their query tiles are those before the dense ones at the end.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct BlockLayout {
+    /// Query heads.
+    pub heads: Vec<i32>,
+    /// Key heads that they read.
+    pub key_heads: Vec<i32>,
+    /// Where, among those, the key head of each query head is.
+    pub key_slots: Vec<i32>,
+    pub query_tiles: usize,
+    /// Key tiles left of the last query tile's own.
+    pub key_tiles: usize,
+    /// Floats from a query tile's scores to the next one's.
+    pub pitch: usize,
+    /// Query tiles, and heads, whose scores are held at a time.
+    pub tiles_at_once: usize,
+    pub heads_at_once: usize,
+}
+
+impl BlockLayout {
+    /// Of these query heads, `group` to a key head, with `query_tiles` that are not dense.
+    pub(super) fn new(shape: &CallShape, group: usize, heads: Vec<i32>, query_tiles: usize) -> Self {
+        if heads.is_empty() || query_tiles == 0 {
+            return BlockLayout::default();
+        }
+        let mut key_heads: Vec<i32> = heads.iter().map(|&head| head / group as i32).collect();
+        key_heads.dedup();
+        let slot_of = |head: i32| key_heads.partition_point(|&key_head| key_head < head / group as i32) as i32;
+        let key_slots = heads.iter().map(|&head| slot_of(head)).collect();
+        let last = shape.start + (query_tiles - 1) * TILE.queries;
+        let pitch = ((last + TILE.queries - 1) / TILE.keys + 1).next_multiple_of(SIDE);
+        let tiles_at_once = (SCORES_AT_ONCE / pitch / SIDE * SIDE).max(SIDE).min(query_tiles);
+        let heads_at_once = if tiles_at_once < query_tiles { 1 } else { SCORES_AT_ONCE / (pitch * query_tiles) };
+        BlockLayout {
+            query_tiles,
+            key_tiles: last / TILE.keys,
+            pitch,
+            tiles_at_once,
+            heads_at_once: heads_at_once.clamp(1, heads.len()),
+            heads,
+            key_heads,
+            key_slots,
+        }
+    }
+
+    /// All lists, one after the other, as they lie on the device.
+    pub(super) fn lists(&self) -> Vec<i32> {
+        [&self.heads[..], &self.key_heads, &self.key_slots].concat()
+    }
+
+    /// Floats of the pooled queries, the pooled keys and the scores.
+    pub(super) fn sizes(&self, dim: usize) -> [usize; 3] {
+        [
+            self.heads.len() * self.query_tiles * dim,
+            self.key_heads.len() * self.key_tiles * dim,
+            self.heads_at_once * self.tiles_at_once * self.pitch,
+        ]
+    }
+}
+
+/// Mirror of `PoolParams`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct PoolParams {
+    pub data: u64,
+    pub heads: u64,
+    pub means: u64,
+    pub row_stride: i64,
+    pub head_stride: i64,
+}
+// SAFETY: the same fields in the same order as the kernel's structure.
+unsafe impl KernelArg for PoolParams {}
+
+/// Mirror of `BlockParams`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct BlockParams {
+    pub heads: u64,
+    pub slot_heads: u64,
+    pub key_slots: u64,
+    pub pooled_q: u64,
+    pub pooled_k: u64,
+    pub scores: u64,
+    pub offsets: u64,
+    pub pitch: i64,
+    pub query_tiles: i32,
+    pub key_tiles: i32,
+    pub dim: i32,
+    pub start: i32,
+    pub first_slot: i32,
+    pub first_tile: i32,
+    pub tiles: i32,
+}
+// SAFETY: the same fields in the same order as the kernel's structure.
+unsafe impl KernelArg for BlockParams {}
+
+const _: () = assert!(size_of::<PoolParams>() == 40 && size_of::<BlockParams>() == 96);
+
+/// The kernels of block-sparse heads.
+#[derive(Debug, Clone)]
+pub(super) struct BlockKernels {
+    pool_bf16: Function,
+    pool_f16: Function,
+    scores: Function,
+    choose: Function,
+}
+
+impl BlockKernels {
+    pub(super) fn new(device: &Device) -> Result<Self, Error> {
+        let pool = device.load(POOL)?;
+        Ok(Self {
+            pool_bf16: pool.function("pool_rows_bf16", 0)?,
+            pool_f16: pool.function("pool_rows_f16", 0)?,
+            scores: device.load(SCORES)?.function("block_scores", 0)?,
+            choose: device.load(CHOOSE)?.function("choose_blocks", 0)?,
+        })
+    }
+
+    /// Queues the choice of key tiles for the block-sparse heads of `layout`, which `work` has room for.
+    pub(super) fn build<T: AttentionElement>(
+        &self,
+        stream: &Stream,
+        q: DeviceRows<'_, T>,
+        k: DeviceRows<'_, T>,
+        shape: &CallShape,
+        layout: &Layout,
+        work: &Workspace,
+    ) -> Result<(), Error> {
+        let blocks = &layout.blocks;
+        if blocks.heads.is_empty() {
+            return Ok(());
+        }
+        let list = |at: usize| work.block_lists.address() + (at * size_of::<i32>()) as u64;
+        let (heads, key_heads) = (blocks.heads.len(), blocks.key_heads.len());
+        self.pool(stream, q, list(0), heads, blocks.query_tiles, work.pooled_q.address())?;
+        self.pool(stream, k, list(heads), key_heads, blocks.key_tiles, work.pooled_k.address())?;
+        for first_slot in (0..heads).step_by(blocks.heads_at_once) {
+            for first_tile in (0..blocks.query_tiles).step_by(blocks.tiles_at_once) {
+                let tiles = blocks.tiles_at_once.min(blocks.query_tiles - first_tile);
+                let slots = blocks.heads_at_once.min(heads - first_slot) as u32;
+                let params = BlockParams {
+                    heads: work.heads.address(),
+                    slot_heads: list(0),
+                    key_slots: list(heads + key_heads),
+                    pooled_q: work.pooled_q.address(),
+                    pooled_k: work.pooled_k.address(),
+                    scores: work.block_scores.address(),
+                    offsets: work.offsets.address(),
+                    pitch: blocks.pitch as i64,
+                    query_tiles: blocks.query_tiles as i32,
+                    key_tiles: blocks.key_tiles as i32,
+                    dim: shape.dim as i32,
+                    start: shape.start as i32,
+                    first_slot: first_slot as i32,
+                    first_tile: first_tile as i32,
+                    tiles: tiles as i32,
+                };
+                let grid = [(blocks.pitch / SIDE) as u32, tiles.div_ceil(SIDE) as u32, slots];
+                let launch = self.scores.launch(stream).grid(grid).block(SCORE_THREADS).arg(params);
+                // SAFETY: the kernel's one parameter; the workspace has the room that the layout says.
+                unsafe { launch.run()? };
+                let launch = self.choose.launch(stream).grid([tiles as u32, slots, 1]).block(CHOOSERS).arg(params);
+                // SAFETY: as above.
+                unsafe { launch.run()? };
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the means of `tiles` tiles of rows of the heads in the list at `heads`.
+    fn pool<T: AttentionElement>(
+        &self,
+        stream: &Stream,
+        rows: DeviceRows<'_, T>,
+        heads: u64,
+        count: usize,
+        tiles: usize,
+        means: u64,
+    ) -> Result<(), Error> {
+        // The copy engine's demands on addresses and strides are more than this kernel's.
+        rows.map(TILE.keys)?;
+        if tiles == 0 {
+            return Ok(());
+        }
+        let tensor = rows.tensor;
+        let params = PoolParams {
+            data: tensor.address,
+            heads,
+            means,
+            row_stride: (tensor.row_stride / 2) as i64,
+            head_stride: (tensor.head_stride / 2) as i64,
+        };
+        let function = if T::NAME == "bf16" { &self.pool_bf16 } else { &self.pool_f16 };
+        let launch =
+            function.launch(stream).grid([tiles as u32, count as u32, 1]).block(tensor.dim as u32 / 2).arg(params);
+        // SAFETY: the kernel's one parameter. The tiles lie inside the tensor, whose dim is even, and the means have their room.
+        unsafe { launch.run()? };
+        Ok(())
+    }
+}
