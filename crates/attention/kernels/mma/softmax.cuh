@@ -12,69 +12,72 @@ struct OnlineSoftmax {
   static constexpr float kSlack = 8.f;
 
   float scale_log2;
-  float max[2], sum[2], correction[2];
+  float max[2], sum[2];
+  float correction[2];  // a member, not a result: ptxas needs fewer registers so
 
-  // For a first tile that is weighed like the others: its maximum must be finite.
+  // Before a first tile, whose maxima must be finite.
   __device__ __forceinline__ void begin() {
     max[0] = max[1] = -INFINITY;
     sum[0] = sum[1] = 0.f;
   }
-  // Turns scores into weights. Returns whether what has been summed so far must be multiplied by `correction`; the same for all
-  // lanes of a warp.
-  template <bool First>
-  __device__ __forceinline__ bool weigh(float (&s)[Scores]) {
-    float top[2];
+  // The largest of the scores that this thread holds of its row r, in four chains of comparisons: in one each would wait for the last.
+  __device__ __forceinline__ float largest(const float (&s)[Scores], int r) const {
+    float chain[4];
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float even = s[2 * r], odd = s[2 * r + 1];  // two chains of comparisons instead of one
-#pragma unroll
-      for (int i = 1; i < Scores / 4; i++) {
-        even = fmaxf(even, s[4 * i + 2 * r]);
-        odd = fmaxf(odd, s[4 * i + 2 * r + 1]);
-      }
-      top[r] = fmaxf(even, odd);
-      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-      top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+    for (int i = 0; i < Scores / 2; i++) {
+      const float x = s[i / 2 * 4 + 2 * r + i % 2];
+      chain[i % 4] = i < 4 ? x : fmaxf(chain[i % 4], x);
     }
-    bool raised = false;
-    if (First) {
-      max[0] = top[0];
-      max[1] = top[1];
-      sum[0] = sum[1] = 0.f;
-    } else {
-      const float slack = kSlack / scale_log2;
-      raised = __any_sync(~0u, top[0] > max[0] + slack || top[1] > max[1] + slack);
-      if (raised) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-          top[r] = fmaxf(top[r], max[r]);
-          correction[r] = ptx::exp2_approx((max[r] - top[r]) * scale_log2);
-          max[r] = top[r];
-          sum[r] *= correction[r];
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const float shift = max[r] * scale_log2;
-      float even = sum[r], odd = 0.f;
-#pragma unroll
-      for (int i = 0; i < Scores / 4; i++) {
-        float &a = s[4 * i + 2 * r], &b = s[4 * i + 2 * r + 1];
-        a = ptx::exp2_approx(fmaf(a, scale_log2, -shift));
-        b = ptx::exp2_approx(fmaf(b, scale_log2, -shift));
-        even += a;
-        odd += b;
-      }
-      sum[r] = even + odd;
-    }
-    return raised;
+    return fmaxf(fmaxf(chain[0], chain[1]), fmaxf(chain[2], chain[3]));
   }
-
-  // Has every weight computed here, by a use of the sums that the assembler cannot move: it would otherwise put the exponentials behind the
-  // next wait, and nothing would run under the product waited for. Sums are never negative.
-  __device__ __forceinline__ void complete() const {
-    ptx::have_now(fminf(sum[0], sum[1]));
+  // Whether they ask for row r's maximum to be raised; a warp raises together. Each thread judges its own scores: the maximum of a row, which
+  // four threads share, is needed only then.
+  __device__ __forceinline__ bool outgrown(float largest, int r) const { return largest > max[r] + kSlack / scale_log2; }
+  // Raises it. Returns what the output of row r summed so far must be multiplied by.
+  __device__ __forceinline__ float raise(float largest, int r) {
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+    largest = fmaxf(largest, max[r]);
+    const float factor = ptx::exp2_approx((max[r] - largest) * scale_log2);
+    max[r] = largest;
+    sum[r] *= factor;
+    return factor;
+  }
+  // Both rows. Returns whether the output must be multiplied by `correction`.
+  __device__ __forceinline__ bool raise(const float (&s)[Scores]) {
+    const float top[2] = {largest(s, 0), largest(s, 1)};
+    if (!__any_sync(~0u, outgrown(top[0], 0) || outgrown(top[1], 1))) return false;
+    correction[0] = raise(top[0], 0);
+    correction[1] = raise(top[1], 1);
+    return true;
+  }
+  // Scores to weights, packed as operands of the next product, and their sums. Packing goes with the exponentials, whose unit takes eight
+  // cycles for each: all else is done in between.
+  template <typename Element>
+  __device__ __forceinline__ void weigh(const float (&s)[Scores], uint32_t (&weights)[Scores / 8][4]) {
+    float odd[2] = {0.f, 0.f};  // two chains of sums
+#pragma unroll
+    for (int i = 0; i < Scores / 2; i++) weigh_pair<Element>(s, i, odd[i & 1], weights);
+    sum[0] += odd[0];
+    sum[1] += odd[1];
+  }
+  // Those of row r alone.
+  template <typename Element>
+  __device__ __forceinline__ void weigh_row(const float (&s)[Scores], int r, uint32_t (&weights)[Scores / 8][4]) {
+    float odd = 0.f;
+#pragma unroll
+    for (int i = r; i < Scores / 2; i += 2) weigh_pair<Element>(s, i, odd, weights);
+    sum[r] += odd;
+  }
+  // The pair of scores i, of row i % 2.
+  template <typename Element>
+  __device__ __forceinline__ void weigh_pair(const float (&s)[Scores], int i, float& odd, uint32_t (&weights)[Scores / 8][4]) {
+    const float shift = max[i & 1] * scale_log2;
+    const float a = ptx::exp2_approx(fmaf(s[2 * i], scale_log2, -shift));
+    const float b = ptx::exp2_approx(fmaf(s[2 * i + 1], scale_log2, -shift));
+    sum[i & 1] += a;
+    odd += b;
+    weights[i / 4][i % 4] = mma::pack<Element>(a, b);
   }
 
   // Adds up the four threads that share a row.

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "mma/operand.cuh"
+
 namespace mma {
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -22,13 +24,6 @@ template <int Count>
 __device__ __forceinline__ void keep(float (&values)[Count]) {
 #pragma unroll
   for (int i = 0; i < Count; i++) asm volatile("" : "+f"(values[i])::"memory");
-}
-
-// Descriptor of an operand in shared memory, 128-byte swizzle. Strides in bytes: `stride` from 8 rows of 128 bytes to the next 8,
-// `leading` from a panel of 64 columns to the next (used when the operand is wider than a panel along the swizzled dimension).
-__device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
-  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
-         static_cast<uint64_t>(stride >> 4) << 32 | 1ull << 62;
 }
 
 // shared_shared: A and B from shared memory, both with the summed dimension contiguous; D is overwritten unless `accumulate`.

@@ -174,14 +174,11 @@ __device__ __forceinline__ void attention(const Tensors<Element>& x, const Atten
         } else if (first_key + T::kKeys - 1 > position + 16 * b || first_key < 0) {
           mma::mask_causal(scores[b], first_key, position + 16 * b + lane / 4, lane);
         }
-        if (softmax[b].template weigh<false>(scores[b])) {
+        if (softmax[b].raise(scores[b])) {
 #pragma unroll
-          for (int e = 0; e < Dim / 2; e++) out[b][e] *= softmax[b].correction[(e >> 1) & 1];
+          for (int e = 0; e < Dim / 2; e++) out[b][e] *= softmax[b].correction[e >> 1 & 1];
         }
-#pragma unroll
-        for (int n = 0; n < T::kKeys / 16; n++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) weights[b][n][e] = mma::pack<Element>(scores[b][8 * n + 2 * e], scores[b][8 * n + 2 * e + 1]);
+        softmax[b].template weigh<Element>(scores[b], weights[b]);
       }
 
       ptx::copy_async_wait<1>();

@@ -2,8 +2,8 @@
 //
 // A thread block takes query tiles (128 rows of one head) from a queue until it is empty. One producer thread walks the tile's list of
 // key tiles and has the copy engine bring K and V into two rings; two warpgroups of 64 rows each consume them. In a step a warpgroup
-// issues S = Q K^T of this key tile and O += P V of the one before, and computes the softmax of S while the second product runs. The two
-// warpgroups take turns issuing, so that one's softmax runs under the other's products (FlashAttention-3, arXiv 2407.08608).
+// issues S = Q K^T of this key tile and O += P V of the one before, and looks for the maxima of S while the second product runs. The two
+// warpgroups take turns issuing, so that one's exponentials run under the other's products (FlashAttention-3, arXiv 2407.08608).
 #pragma once
 #include <cuda.h>
 
@@ -122,9 +122,9 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
   const int thread_row = consumer * 64 + warp * 16 + lane / 4;  // and 8 rows below
   // Descriptors hold addresses in units of 16 bytes in their low bits, and no tile crosses the range: steps are plain additions.
-  const uint64_t q = mma::descriptor(ptx::shared_address(s.q) + consumer * 64 * 128, 16, 1024);
-  const uint64_t k = mma::descriptor(ptx::shared_address(s.k[0]), 16, 1024);
-  const uint64_t v = mma::descriptor(ptx::shared_address(s.v[0]), T::kPanelBytesK, 1024);
+  const mma::Operand q{ptx::shared_address(s.q) + consumer * 64 * 128, 16, 1024};
+  const mma::Operand k{ptx::shared_address(s.k[0]), 16, 1024};
+  const mma::Operand v{ptx::shared_address(s.v[0]), T::kPanelBytesK, 1024};
   const int turn = B::turn(consumer), next_turn = B::turn((consumer + 1) % T::kConsumers);
   if (consumer == T::kConsumers - 1) ptx::barrier_arrive(B::turn(0), B::kPair);
 
@@ -134,37 +134,25 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   softmax.scale_log2 = p.scale_log2;
 
   auto score = [&](int stage) {
-    const uint64_t tile = k + stage * (T::kBytesK / 16);
+    const mma::Operand tile = k + stage * T::kBytesK;
     mma::keep(scores);
     mma::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Dim / 16; i++) {
-      const uint64_t a = q + ((i / 4) * T::kPanelBytesQ + (i % 4) * 32) / 16;
-      const uint64_t b = tile + ((i / 4) * T::kPanelBytesK + (i % 4) * 32) / 16;
-      ProductQK::shared_shared(scores, a, b, i != 0);
+      const int a = (i / 4) * T::kPanelBytesQ + (i % 4) * 32, b = (i / 4) * T::kPanelBytesK + (i % 4) * 32;
+      ProductQK::shared_shared(scores, (q + a).descriptor(), (tile + b).descriptor(), i != 0);
     }
     mma::wgmma_commit();
     mma::keep(scores);
   };
   auto accumulate = [&](int stage) {
-    const uint64_t tile = v + stage * (T::kBytesK / 16);
+    const mma::Operand tile = v + stage * T::kBytesK;
     mma::keep(out);
     mma::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < T::kKeys / 16; i++) {
-      ProductPV::registers_shared(out, weights[i], tile + i * 16 * 128 / 16);
-    }
+    for (int i = 0; i < T::kKeys / 16; i++) ProductPV::registers_shared(out, weights[i], (tile + i * 16 * 128).descriptor());
     mma::wgmma_commit();
     mma::keep(out);
-  };
-  auto narrow = [&] {
-#pragma unroll
-    for (int i = 0; i < T::kKeys / 16; i++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int at = (2 * i + e / 2) * 4 + (e & 1) * 2;
-        weights[i][e] = mma::pack<Element>(scores[at], scores[at + 1]);
-      }
   };
   auto release = [&](ptx::Mbarrier& barrier) {
     if (lane == 0) barrier.arrive();
@@ -193,8 +181,9 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     kr.advance();
     mask(scores, s.notes[note], s.notes[note].mask, position, lane);
     note = (note + 1) % T::kNotes;
-    softmax.template weigh<true>(scores);
-    narrow();
+    softmax.begin();
+    softmax.raise(scores);
+    softmax.template weigh<Element>(scores, weights);
 #pragma unroll
     for (int i = 0; i < Dim / 2; i++) out[i] = 0.f;
 
@@ -212,16 +201,28 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       kr.advance();
       mask(scores, s.notes[note], kind, position, lane);
       note = (note + 1) % T::kNotes;
-      const bool raised = softmax.template weigh<false>(scores);
-      softmax.complete();
-      mma::wgmma_wait<0>();
-      mma::keep(out);
-      release(s.v_empty[vr.stage]);
-      vr.advance();
-      narrow();
-      if (raised) {
+      // One row after the other: the comparisons of the second hide behind the exponentials of the first.
 #pragma unroll
-        for (int i = 0; i < Dim / 2; i++) out[i] *= softmax.correction[(i >> 1) & 1];
+      for (int r = 0; r < 2; r++) {
+        const float largest = softmax.largest(scores, r);
+        const bool outgrown = __any_sync(~0u, softmax.outgrown(largest, r));
+        if (outgrown) {
+          if (r == 0) {
+            mma::wgmma_wait<0>();
+            mma::keep(out);
+          }
+          const float correction = softmax.raise(largest, r);
+#pragma unroll
+          for (int i = 0; i < Dim / 2; i++)
+            if ((i >> 1 & 1) == r) out[i] *= correction;
+        }
+        if (r == 0) {
+          mma::wgmma_wait<0>();
+          mma::keep(out);
+          release(s.v_empty[vr.stage]);
+          vr.advance();
+        }
+        softmax.template weigh_row<Element>(scores, r, weights);
       }
     }
     release(s.q_empty);

@@ -60,8 +60,7 @@ template <typename Element, int Dim, typename Use>
 __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys, const uint8_t* queries, const LastQueriesParams& p, int tile,
                                           int end, int row, int lane, Use use) {
   using T = ScoreTiles<Dim>;
-  const uint64_t a = mma::descriptor(ptx::shared_address(queries), 16, 1024);
-  const uint64_t b = mma::descriptor(ptx::shared_address(keys), 16, 1024);
+  const mma::Operand a{ptx::shared_address(queries), 16, 1024}, b{ptx::shared_address(keys), 16, 1024};
   float scores[kScoredKeys / 2];
   s.queries.wait(0);
   int stage = 0;
@@ -71,8 +70,8 @@ __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys,
     mma::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Dim / 16; i++) {
-      const uint64_t step = ((i / 4) * T::kPanelBytes + (i % 4) * 32) / 16;
-      mma::Wgmma<Element, kScoredKeys>::shared_shared(scores, a + step, b + stage * (T::kBytes / 16) + step, i != 0);
+      const int step = (i / 4) * T::kPanelBytes + (i % 4) * 32;
+      mma::Wgmma<Element, kScoredKeys>::shared_shared(scores, (a + step).descriptor(), (b + stage * T::kBytes + step).descriptor(), i != 0);
     }
     mma::wgmma_commit();
     mma::wgmma_wait<0>();

@@ -2,6 +2,7 @@
 // taken apart as the PTX manual says, so that a wrong descriptor gives wrong products here too.
 #pragma once
 #include "mma/element.cuh"
+#include "mma/operand.cuh"
 
 namespace mma {
 
@@ -15,15 +16,11 @@ inline void wgmma_wait() {
 template <int Count>
 inline void keep(float (&)[Count]) {}
 
-inline uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
-  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 | static_cast<uint64_t>(stride >> 4) << 32 |
-         1ull << 62;
-}
-
-struct Operand {
+// An operand as its descriptor names it.
+struct Named {
   uint32_t address, leading, stride;
 
-  explicit Operand(uint64_t descriptor)
+  explicit Named(uint64_t descriptor)
       : address((descriptor & 0x3FFF) << 4), leading((descriptor >> 16 & 0x3FFF) << 4), stride((descriptor >> 32 & 0x3FFF) << 4) {
     if (descriptor >> 62 != 1) emulator::fail("a matrix descriptor without the 128-byte swizzle");
   }
@@ -52,7 +49,7 @@ struct Wgmma {
   static int row(int r) { return static_cast<int>(threadIdx.x) % 128 / 32 * 16 + emulator::lane() / 4 + 8 * r; }
 
   static void shared_shared(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
-    const Operand left(a), right(b);
+    const Named left(a), right(b);
     float of_a[2][16], of_b[16];
     for (int r = 0; r < 2; r++) left.summed<T>(row(r), of_a[r]);
     for (int i = 0; i < N / 8; i++)
@@ -67,7 +64,7 @@ struct Wgmma {
   }
 
   static void registers_shared(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
-    const Operand right(b);
+    const Named right(b);
     struct Part { uint32_t words[4]; };
     exchange(~0u, Part{{a[0], a[1], a[2], a[3]}}, [&](auto of) {
       float of_a[2][16], of_b[2];

@@ -360,7 +360,9 @@ proptest! {
 
     #[test]
     fn products_of_any_shape(rows in 1usize..40, inputs in 1usize..30, outputs in 1usize..200, bias: bool) {
-        on_both!("linear", ROUNDED, linear(rows, inputs * 8, outputs, bias));
+        // For outputs at odd addresses cublasLt rounds sums before it adds the bias, and once more after.
+        let roundings = if bias && outputs % 8 != 0 { 2.0 } else { 1.0 };
+        on_both!("linear", roundings * ROUNDED, linear(rows, inputs * 8, outputs, bias));
         on_both!("linear_add", EXACT, linear_add(rows, inputs * 8, outputs, bias));
     }
 }
