@@ -65,6 +65,15 @@ impl<'a, T: AttentionElement> DeviceRows<'a, T> {
         let skipped = (self.tensor.rows - rows) * self.tensor.row_stride * size_of::<T>();
         Self { tensor: Tensor { address: self.tensor.address + skipped as u64, rows, ..self.tensor }, ..self }
     }
+    /// The memory from the first row of a head to its last, with what lies between its rows; not of a [`tail`](Self::tail).
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] when there is no such head.
+    pub fn head(&self, head: usize) -> Result<View<'a, T>, Error> {
+        let Tensor { rows, dim, row_stride, head_stride, .. } = self.tensor;
+        let first = head * head_stride;
+        Ok(self.data.slice(first..first + (rows - 1) * row_stride + dim)?)
+    }
     /// The memory viewed; [`tail`](Self::tail) does not shorten it.
     pub fn data(&self) -> View<'a, T> {
         self.data
