@@ -1,5 +1,5 @@
 // Rotary embedding of queries and keys, and the keys' and values' way into the cache.
-#include "vector.cuh"
+#include "rope.cuh"
 
 // cosines[row][pair], sines[row][pair] = scale * cos, sin((start + row) * frequency[pair]). Angles in f64: at a million tokens an f32 angle
 // is wrong by 0.06 radians.
@@ -14,74 +14,9 @@ rotary_table(const double* frequencies, float* cosines, float* sines, int64_t ro
   }
 }
 
-struct RopeParams {
-  __nv_bfloat16* q;        // [rows][q_heads][dim], rotated in place
-  const __nv_bfloat16* k;  // [rows][kv_heads][dim]
-  const __nv_bfloat16* v;
-  const float* cosines;    // [rows][pairs]
-  const float* sines;
-  __nv_bfloat16* cache_k;  // the place of the first row in the first head
-  __nv_bfloat16* cache_v;
-  int64_t head_stride;     // of the cache, in elements
-  int32_t row_stride;
-  int32_t q_heads, kv_heads, dim, pairs;
-};
-
-// Of a head, `kWidth` pairs of components (i, i + pairs).
-template <int kWidth>
-__device__ __forceinline__ void rotate_halves(const __nv_bfloat16* from, __nv_bfloat16* to, const float* cosines, const float* sines,
-                                              int pair, int pairs) {
-  if constexpr (kWidth == 8) {
-    const Eight first = load8(from + pair), second = load8(from + pairs + pair);
-    const Eight c = load8(cosines + pair), s = load8(sines + pair);
-    Eight x, y;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      x.v[i] = first.v[i] * c.v[i] - second.v[i] * s.v[i];
-      y.v[i] = second.v[i] * c.v[i] + first.v[i] * s.v[i];
-    }
-    store8(to + pair, x);
-    store8(to + pairs + pair, y);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      const float a = __bfloat162float(from[pair + i]), b = __bfloat162float(from[pairs + pair + i]);
-      const float c = cosines[pair + i], s = sines[pair + i];
-      to[pair + i] = __float2bfloat16_rn(a * c - b * s);
-      to[pairs + pair + i] = __float2bfloat16_rn(b * c + a * s);
-    }
-  }
-}
-
-// Of a head, `kWidth` pairs of components (2i, 2i + 1).
-template <int kWidth>
-__device__ __forceinline__ void rotate_neighbours(const __nv_bfloat16* from, __nv_bfloat16* to, const float* cosines, const float* sines,
-                                                  int pair) {
-  if constexpr (kWidth == 4) {
-    const Eight x = load8(from + 2 * pair);
-    const float4 c4 = *reinterpret_cast<const float4*>(cosines + pair), s4 = *reinterpret_cast<const float4*>(sines + pair);
-    const float c[4] = {c4.x, c4.y, c4.z, c4.w}, s[4] = {s4.x, s4.y, s4.z, s4.w};
-    Eight y;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      y.v[2 * i] = x.v[2 * i] * c[i] - x.v[2 * i + 1] * s[i];
-      y.v[2 * i + 1] = x.v[2 * i + 1] * c[i] + x.v[2 * i] * s[i];
-    }
-    store8(to + 2 * pair, y);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      const float a = __bfloat162float(from[2 * (pair + i)]), b = __bfloat162float(from[2 * (pair + i) + 1]);
-      const float c = cosines[pair + i], s = sines[pair + i];
-      to[2 * (pair + i)] = __float2bfloat16_rn(a * c - b * s);
-      to[2 * (pair + i) + 1] = __float2bfloat16_rn(b * c + a * s);
-    }
-  }
-}
-
 // A thread block a row; a thread takes `kWidth` pairs at a time, or eight components where nothing is rotated.
 template <bool kHalves, int kWidth>
-__device__ __forceinline__ void rope_append(const RopeParams& p) {
+__device__ __forceinline__ void rope_append(const RopeParams<__nv_bfloat16>& p) {
   const int64_t row = blockIdx.x;
   __nv_bfloat16* q = p.q + row * p.q_heads * p.dim;
   const __nv_bfloat16* k = p.k + row * p.kv_heads * p.dim;
@@ -116,8 +51,10 @@ __device__ __forceinline__ void rope_append(const RopeParams& p) {
   }
 }
 
-#define SPEEDREAD_ROPE(name, halves, width) \
-  extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ RopeParams p) { rope_append<halves, width>(p); }
+#define SPEEDREAD_ROPE(name, halves, width)                                                                     \
+  extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ RopeParams<__nv_bfloat16> p) { \
+    rope_append<halves, width>(p);                                                                              \
+  }
 
 SPEEDREAD_ROPE(rope_append_halves, true, 8)
 SPEEDREAD_ROPE(rope_append_halves_narrow, true, 1)

@@ -9,7 +9,7 @@ use crate::backend::cuda::{CudaBackend, CudaContext, window_unsupported};
 use crate::backend::{Backend, PassReport};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Pass, Workspace};
-use crate::kv_cache::KvType;
+use crate::kv_cache::{KvType, fp8_on_cpu};
 use crate::memory;
 use crate::session::SessionOptions;
 use crate::weights::Weights;
@@ -76,6 +76,18 @@ impl DeviceKind {
         match self {
             Self::Cpu => KvType::F16,
             Self::Cuda => KvType::Bf16,
+        }
+    }
+
+    /// Refuses element types that the device's cache does not have.
+    pub fn check_kv(self, kind: KvType) -> Result<()> {
+        match (self, kind) {
+            (Self::Cpu, KvType::F32 | KvType::F16 | KvType::Bf16) | (Self::Cuda, KvType::Bf16 | KvType::Fp8) => Ok(()),
+            (Self::Cpu, KvType::Fp8) => Err(fp8_on_cpu()),
+            (Self::Cuda, KvType::F32 | KvType::F16) => Err(Error::Request(format!(
+                "--kv {kind}: on CUDA devices keys and values are bf16, the type of the products, or FP8; use --kv bf16 or fp8, or \
+                 --device cpu"
+            ))),
         }
     }
 }

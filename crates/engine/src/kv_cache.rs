@@ -24,15 +24,19 @@ pub enum KvType {
     F16,
     /// 16 bits with the range of f32.
     Bf16,
+    /// 8 bits (e4m3: 4 of precision) with an f32 scale for each position and head. Of CUDA devices alone.
+    Fp8,
 }
 
 impl KvType {
-    /// Bytes of an element.
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
+    /// Bytes of one position of a head of `dim` components; `None` if the number does not fit 64 bits.
+    pub fn row_bytes(self, dim: usize) -> Option<u64> {
+        let (element, scale) = match self {
+            Self::F32 => (4, 0),
+            Self::F16 | Self::Bf16 => (2, 0),
+            Self::Fp8 => (1, size_of::<f32>() as u64),
+        };
+        (dim as u64).checked_mul(element)?.checked_add(scale)
     }
 }
 
@@ -42,6 +46,7 @@ impl std::fmt::Display for KvType {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
         })
     }
 }
@@ -54,9 +59,17 @@ impl FromStr for KvType {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::Request(format!("cache type {text:?}: expected f32, f16 or bf16"))),
+            "fp8" => Ok(Self::Fp8),
+            _ => Err(Error::Request(format!("cache type {text:?}: expected f32, f16, bf16 or fp8"))),
         }
     }
+}
+
+/// The answer to an FP8 cache in host memory.
+pub(crate) fn fp8_on_cpu() -> Error {
+    Error::Request(
+        "--kv fp8: FP8 is for CUDA devices; on the CPU use --kv f16 or bf16, or run with --device cuda".into(),
+    )
 }
 
 /// The shape of a cache.
@@ -77,9 +90,9 @@ pub struct CacheShape {
 impl CacheShape {
     /// Bytes of keys and values together; `None` if the number does not fit 64 bits.
     pub fn bytes(&self) -> Option<u64> {
-        [self.layers, self.heads, self.dim, self.capacity]
+        [2, self.layers, self.heads, self.capacity]
             .into_iter()
-            .try_fold(2 * self.kind.bytes(), |bytes, factor| bytes.checked_mul(factor as u64))
+            .try_fold(self.kind.row_bytes(self.dim)?, |bytes, factor| bytes.checked_mul(factor as u64))
     }
 }
 
@@ -151,6 +164,7 @@ impl KvCache {
         let storage = match shape.kind {
             KvType::F32 => Storage::F32(layers(&shape, || vec![0f32; len])),
             KvType::F16 => Storage::F16(layers(&shape, || vec![0u16; len])),
+            KvType::Fp8 => return Err(fp8_on_cpu()),
             KvType::Bf16 => Storage::Bf16(layers(&shape, || vec![0u16; len])),
         };
         Ok(Self { shape, storage })
@@ -276,5 +290,16 @@ mod tests {
         assert!(cache.append(0, 700, 1, &[0.0; 12], &[0.0; 12]).unwrap_err().to_string().contains("700 positions"));
         let absurd = CacheShape { capacity: usize::MAX / 2, ..shape(KvType::F32) };
         assert!(KvCache::new(absurd).unwrap_err().to_string().contains("too large"));
+        let quantised = KvCache::new(shape(KvType::Fp8)).unwrap_err().to_string();
+        assert!(quantised.contains("--kv f16") && quantised.contains("--device cuda"), "{quantised}");
+    }
+
+    #[test]
+    fn types_have_names_and_sizes() {
+        for (kind, bytes) in [(KvType::F32, 512), (KvType::F16, 256), (KvType::Bf16, 256), (KvType::Fp8, 132)] {
+            assert_eq!(kind.to_string().parse::<KvType>().unwrap(), kind);
+            assert_eq!(kind.row_bytes(128), Some(bytes));
+        }
+        assert!("int3".parse::<KvType>().unwrap_err().to_string().contains("fp8"));
     }
 }

@@ -77,6 +77,11 @@ impl MemoryPlan {
         // Lengths and patterns that no kernel takes are refused elsewhere too.
         let of_layer = |patterns: &Vec<Pattern>| Workspace::bytes(&shape, patterns).unwrap_or(u64::MAX);
         let index = options.attention.distinct(config.heads, options.context).iter().map(of_layer).max().unwrap_or(0);
+        // Of an FP8 cache prefill's attention reads one layer at a time in bf16.
+        let wide = match kv.kind {
+            KvType::Fp8 => CacheShape { layers: 1, kind: KvType::Bf16, ..kv }.bytes().unwrap_or(u64::MAX),
+            _ => 0,
+        };
         Self {
             weights,
             kv: kv.bytes().unwrap_or(u64::MAX),
@@ -87,7 +92,8 @@ impl MemoryPlan {
             scratch: (blocks * 2)
                 .saturating_add(RotaryTable::bytes(rows, config.rope.dim / 2))
                 .saturating_add((LOGITS_BLOCK * config.vocab * 4) as u64)
-                .saturating_add(index),
+                .saturating_add(index)
+                .saturating_add(wide),
         }
     }
 
@@ -124,31 +130,48 @@ pub fn check(
     if let Some(chunk) = chunked(options) {
         advice.push(format!("--chunk {chunk}"));
     }
-    if options.kv == Some(KvType::F32) {
-        let half = SessionOptions { kv: Some(KvType::F16), ..options.clone() };
-        if fits(&half) {
-            advice.push("--kv f16".into());
-        } else if let (true, Some(chunk)) = (advice.is_empty(), chunked(&half)) {
-            advice.push(format!("--kv f16 --chunk {chunk}"));
+    let asked = options.cache_type(device);
+    let smaller = match (device, asked) {
+        (DeviceKind::Cpu, KvType::F32) => Some(KvType::F16),
+        (DeviceKind::Cuda, KvType::Bf16) => Some(KvType::Fp8),
+        _ => None,
+    };
+    if let Some(kind) = smaller {
+        let small = SessionOptions { kv: Some(kind), ..options.clone() };
+        if fits(&small) {
+            advice.push(format!("--kv {kind}"));
+        } else if let (true, Some(chunk)) = (advice.is_empty(), chunked(&small)) {
+            advice.push(format!("--kv {kind} --chunk {chunk}"));
         }
     }
     if advice.is_empty() {
         // The plan grows with the context, so the longest that fits can be bisected.
-        let at = |context: usize| SessionOptions {
-            context,
-            chunk: Some(512.min(options.chunk_rows())),
-            kv: Some(device.default_kv()),
-            ..options.clone()
+        let longest = |kind: KvType| {
+            let at = |context: usize| SessionOptions {
+                context,
+                chunk: Some(512.min(options.chunk_rows())),
+                kv: Some(kind),
+                ..options.clone()
+            };
+            let (mut low, mut high) = (0, options.context);
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                if fits(&at(middle)) { low = middle } else { high = middle }
+            }
+            low
         };
-        let (mut low, mut high) = (0, options.context);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if fits(&at(middle)) { low = middle } else { high = middle }
+        let of_asked = longest(asked);
+        if of_asked > 0 {
+            advice.push(format!("at most {of_asked} tokens with --chunk 512"));
         }
-        advice.push(match low {
-            0 if device == DeviceKind::Cuda => "a smaller model, or --device cpu".into(),
-            0 => "a smaller model".into(),
-            longest => format!("at most {longest} tokens with --chunk 512"),
+        if let Some((kind, of_smaller)) = smaller.map(|kind| (kind, longest(kind))).filter(|&(_, n)| n > of_asked) {
+            advice.push(format!("at most {of_smaller} tokens with --chunk 512 --kv {kind}"));
+        }
+    }
+    if advice.is_empty() {
+        advice.push(match device {
+            DeviceKind::Cuda => "a smaller model, or --device cpu".into(),
+            DeviceKind::Cpu => "a smaller model".into(),
         });
     }
     Err(Error::Request(format!(
@@ -307,9 +330,46 @@ mod tests {
     }
 
     #[test]
+    fn an_fp8_cache_is_half_with_scales_and_a_layer_to_attend_from() {
+        let on_device = |options: &SessionOptions| MemoryPlan::new(&config(), WEIGHTS, options, DeviceKind::Cuda);
+        let bf16 = SessionOptions { chunk: Some(512), ..SessionOptions::new(1 << 20) };
+        let fp8 = SessionOptions { kv: Some(KvType::Fp8), ..bf16.clone() };
+        let (wide, narrow) = (on_device(&bf16), on_device(&fp8));
+        // 24 layers, 2 heads, keys and values: 64 codes and a scale of 4 bytes.
+        assert_eq!(narrow.kv, (24 * 2 * 2 * 68) << 20);
+        assert_eq!(narrow.scratch - wide.scratch, (2 * 2 * 64 * 2) << 20);
+        assert_eq!(narrow.activations, wide.activations);
+
+        let refused = |options: &SessionOptions, available: u64| {
+            check(&config(), WEIGHTS, options, DeviceKind::Cuda, available).unwrap_err().to_string()
+        };
+        // Chunks can be no smaller: only the cache can.
+        let error = refused(&bf16, narrow.total());
+        assert!(error.ends_with("What would fit: --kv fp8"), "{error}");
+        check(&config(), WEIGHTS, &fp8, DeviceKind::Cuda, narrow.total()).unwrap();
+        // Both together, where neither is enough.
+        let whole = SessionOptions { chunk: None, ..bf16.clone() };
+        let error = refused(&whole, narrow.total());
+        assert!(error.ends_with("What would fit: --kv fp8 --chunk 512"), "{error}");
+        // And what is the longest with each.
+        let error = refused(&bf16, narrow.total() - 1_000_000);
+        assert!(
+            error.contains("tokens with --chunk 512, or at most") && error.ends_with("--chunk 512 --kv fp8"),
+            "{error}"
+        );
+        let numbers: Vec<usize> =
+            error.split("at most ").skip(1).map(|x| x.split(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(numbers[0] * 3 / 2 < numbers[1] && numbers[1] < 1 << 20, "{error}");
+        let error = refused(&fp8, narrow.total() - 1_000_000);
+        assert!(error.contains(&format!("at most {} tokens", numbers[1])) && !error.contains("--kv"), "{error}");
+    }
+
+    #[test]
     fn absurd_contexts_do_not_overflow() {
         let options = SessionOptions { kv: Some(KvType::F32), ..SessionOptions::new(usize::MAX) };
         assert_eq!(plan_of(&options).total(), u64::MAX);
+        let options = SessionOptions { kv: Some(KvType::Fp8), chunk: Some(512), ..SessionOptions::new(usize::MAX) };
+        assert_eq!(MemoryPlan::new(&config(), WEIGHTS, &options, DeviceKind::Cuda).total(), u64::MAX);
         assert!(refused(&options, 16 << 30).contains("at most"));
     }
 

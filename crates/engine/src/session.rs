@@ -98,7 +98,8 @@ impl SessionOptions {
         }
     }
 
-    fn validate(&self, config: &ModelConfig) -> Result<()> {
+    fn validate(&self, config: &ModelConfig, device: DeviceKind) -> Result<()> {
+        device.check_kv(self.cache_type(device))?;
         if self.context == 0 {
             return Err(Error::Request("a session of 0 tokens holds nothing".into()));
         }
@@ -152,8 +153,8 @@ impl<'m> Session<'m> {
     /// Plans the memory, compares it with what the machine has, and allocates.
     pub fn new(model: &'m Model, options: SessionOptions) -> Result<Self> {
         let config = &model.config;
-        options.validate(config)?;
         let (placed, weights) = (&model.placed, model.placed.weight_bytes());
+        options.validate(config, placed.kind())?;
         if let Some(available) = placed.available()? {
             memory::check(config, weights, &options, placed.kind(), available)?;
         }

@@ -219,6 +219,8 @@ fn requests_that_cannot_be_met_say_why() {
     assert!(too_long.contains("513") && too_long.contains("512") && too_long.contains("--rope-scaling"), "{too_long}");
     assert!(refused(exact(0)).contains("0 tokens"));
     assert!(refused(SessionOptions { chunk: Some(0), ..exact(10) }).contains("--chunk"));
+    let on_a_device = refused(SessionOptions { kv: Some(KvType::Fp8), ..exact(10) });
+    assert!(on_a_device.contains("--kv f16") && on_a_device.contains("--device cuda"), "{on_a_device}");
     let per_head =
         |layers, heads| AttentionChoice::PerHead(PatternTable::any_length(vec![vec![Pattern::Dense; heads]; layers]));
     assert!(refused(SessionOptions { attention: per_head(3, 4), ..exact(10) }).contains("3 layers"));

@@ -37,6 +37,8 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// Of logits between -3 and 3 that were rounded to bf16 on the way in different places.
 const TOLERANCE: f32 = 0.05;
+/// Of the same, with keys and values rounded to the 4 bits of e4m3.
+const QUANTISED: f32 = 0.15;
 
 #[test]
 fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
@@ -64,6 +66,33 @@ fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
         }
         let found = difference(session.logits(), reference.logits());
         assert!(found <= TOLERANCE, "{name}, decode: {found}");
+    }
+}
+
+/// An FP8 cache: near the logits of one in bf16, and the same however the prompt is cut.
+#[test]
+fn quantised_caches_agree_with_themselves_and_nearly_with_others() {
+    let Some(device) = cuda_device() else { return };
+    // Pairs of halves, and of neighbours.
+    for name in ["qwen3", "glm4"] {
+        let model = model(name, device);
+        let ids = prompt(300, model.config.vocab);
+        let with = |kv: KvType, chunk: Option<usize>, decoded: usize| {
+            let mut session = Session::new(&model, SessionOptions { kv: Some(kv), chunk, ..dense(300) }).unwrap();
+            let (read_at_once, one_by_one) = ids.split_at(300 - decoded);
+            read(&mut session, read_at_once);
+            for &id in one_by_one {
+                session.decode(id).unwrap();
+            }
+            session.logits().to_vec()
+        };
+        let (whole, bf16) = (with(KvType::Fp8, None, 0), with(KvType::Bf16, None, 0));
+        let lost = difference(&whole, &bf16);
+        assert!(lost > 0.0 && lost <= QUANTISED, "{name}: {lost}");
+        for (chunk, decoded) in [(Some(7), 0), (Some(128), 0), (Some(299), 0), (None, 10)] {
+            let found = difference(&with(KvType::Fp8, chunk, decoded), &whole);
+            assert!(found <= TOLERANCE, "{name}, chunk {chunk:?}, {decoded} decoded: {found}");
+        }
     }
 }
 
@@ -171,7 +200,9 @@ fn what_a_device_does_not_do_is_refused() {
         Err(error) => error.to_string(),
     };
     let qwen = model("qwen2", device);
-    assert!(said(&qwen, SessionOptions { kv: Some(KvType::F32), ..dense(100) }).contains("--kv bf16"));
+    assert!(said(&qwen, SessionOptions { kv: Some(KvType::F32), ..dense(100) }).contains("--kv bf16 or fp8"));
+    let on_cpu = model("qwen2", DeviceChoice::Cpu);
+    assert!(said(&on_cpu, SessionOptions { kv: Some(KvType::Fp8), ..dense(100) }).contains("--kv f16"));
     assert!(said(&qwen, SessionOptions { precision: Precision::F32, ..dense(100) }).contains("--device cpu"));
     let window = model("mistral-window", device);
     assert!(said(&window, dense(window.config.context)).contains("--device cpu"));

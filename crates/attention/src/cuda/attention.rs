@@ -20,6 +20,7 @@ pub struct Attention {
     index: IndexKernels,
     pub(super) decode_bf16: DecodeKernels,
     pub(super) decode_f16: DecodeKernels,
+    pub(super) decode_fp8: DecodeKernels,
 }
 
 /// Options of [`Attention::prefill`].
@@ -85,13 +86,15 @@ impl Attention {
     /// # Errors
     /// [`Error::Cuda`] when the kernel is not for this device or this build has no kernels.
     pub fn with_kernel(device: &Device, kind: KernelKind) -> Result<Self, Error> {
+        let decode_bf16 = DecodeKernels::load(device, "bf16")?;
         Ok(Self {
             multiprocessors: device.multiprocessors(),
             kernels: AttentionKernels::new(device, kind)?,
             gather: device.load(GATHER)?.function("gather_columns", 0)?,
             index: IndexKernels::new(device)?,
-            decode_bf16: DecodeKernels::load(device, "bf16")?,
             decode_f16: DecodeKernels::load(device, "f16")?,
+            decode_fp8: DecodeKernels::load_fp8(device, &decode_bf16)?,
+            decode_bf16,
         })
     }
 

@@ -1,13 +1,15 @@
 //! Attention of a decode step on the device: one query row a head over the whole cache.
 
-use speedread_cuda::{Buffer, Device, Error as CudaError, Function, KernelArg, Stream};
+use half::bf16;
+use speedread_cuda::{Buffer, Device, Error as CudaError, Function, KernelArg, Stream, Tensor};
 
 use super::attention::Attention;
 use super::kernels::{HEAD_DIMS, dim_place};
-use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
+use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut, Fp8Rows};
 use crate::Error;
 
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode.fatbin"));
+static FP8_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_fp8.fatbin"));
 
 /// Query heads that a thread block takes: the rows of a matrix product.
 const HEADS: usize = 16;
@@ -16,25 +18,49 @@ const STEP_KEYS: usize = 64;
 const THREADS: u32 = 128;
 /// Thread blocks that a multiprocessor runs at a time; splits fill them once.
 const BLOCKS: usize = 2;
+/// The same where the cache is FP8, as the kernel's launch bounds have it.
+const FP8_BLOCKS: usize = 3;
 /// Fewer keys than this are not worth a thread block of their own.
 const LEAST_KEYS: usize = 256;
 
-/// The kernels of one element type, by head dim: over a split, and over what the splits found.
+/// The kernels of one kind of cache, by head dim: over a split, and over what the splits found.
 #[derive(Debug, Clone)]
 pub(super) struct DecodeKernels {
     split: [Function; 3],
     combine: [Function; 3],
+    /// Thread blocks of `split` that a multiprocessor runs at a time.
+    blocks: usize,
 }
 
 impl DecodeKernels {
+    /// Keys and values of the queries' own type.
     pub(super) fn load(device: &Device, element: &str) -> Result<Self, Error> {
         let module = device.load(IMAGE)?;
-        let functions = |name: &str| -> Result<[Function; 3], CudaError> {
-            let function = |dim| module.function(&format!("{name}_{element}_d{dim}"), 0);
-            Ok([function(HEAD_DIMS[0])?, function(HEAD_DIMS[1])?, function(HEAD_DIMS[2])?])
-        };
-        Ok(Self { split: functions("decode")?, combine: functions("combine")? })
+        let functions = |name: &str| by_dim(|dim| module.function(&format!("{name}_{element}_d{dim}"), 0));
+        Ok(Self { split: functions("decode")?, combine: functions("combine")?, blocks: BLOCKS })
     }
+
+    /// Keys and values in FP8 under bf16 queries, whose splits `bf16` puts together.
+    pub(super) fn load_fp8(device: &Device, bf16: &Self) -> Result<Self, Error> {
+        let module = device.load(FP8_IMAGE)?;
+        let split = by_dim(|dim| module.function(&format!("decode_fp8_d{dim}"), 0))?;
+        Ok(Self { split, combine: bf16.combine.clone(), blocks: FP8_BLOCKS })
+    }
+}
+
+fn by_dim(function: impl Fn(usize) -> Result<Function, CudaError>) -> Result<[Function; 3], CudaError> {
+    Ok([function(HEAD_DIMS[0])?, function(HEAD_DIMS[1])?, function(HEAD_DIMS[2])?])
+}
+
+/// Keys and values of one call, of whatever type.
+struct Cached {
+    keys: Tensor,
+    values: Tensor,
+    /// Bytes of an element.
+    element: usize,
+    /// Addresses of the scales of quantised keys and values, and elements from a head's to the next.
+    scales: [u64; 2],
+    scale_head_stride: usize,
 }
 
 /// Device memory that decode steps use again and again; it grows and never shrinks.
@@ -86,6 +112,9 @@ struct DecodeParams {
     splits: i32,
     group: i32,
     scale_log2: f32,
+    k_scales: u64,
+    v_scales: u64,
+    scale_head_stride: i64,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for DecodeParams {}
@@ -114,11 +143,60 @@ impl Attention {
         work: &mut DecodeWorkspace,
         out: &mut DeviceRowsMut<'_, T>,
     ) -> Result<(), Error> {
-        let (query, keys, values, output) = (&q.tensor, &k.tensor, &v.tensor, &out.tensor);
-        let shape = |x: &speedread_cuda::Tensor| (x.rows, x.heads, x.dim);
+        let kernels = if T::NAME == "bf16" { &self.decode_bf16 } else { &self.decode_f16 };
+        let (keys, values) = (k.tensor, v.tensor);
+        let cached = Cached { keys, values, element: size_of::<T>(), scales: [0; 2], scale_head_stride: 0 };
+        self.queue_decode(stream, kernels, (q.tensor, size_of::<T>()), &cached, scale, work, out.tensor)
+    }
+
+    /// [`decode`](Self::decode) over keys and values in FP8, whose rows have the same strides.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode).
+    #[allow(clippy::too_many_arguments)]
+    pub fn decode_fp8(
+        &self,
+        stream: &Stream,
+        q: DeviceRows<'_, bf16>,
+        k: Fp8Rows<'_>,
+        v: Fp8Rows<'_>,
+        scale: Option<f32>,
+        work: &mut DecodeWorkspace,
+        out: &mut DeviceRowsMut<'_, bf16>,
+    ) -> Result<(), Error> {
+        if k.scale_head_stride != v.scale_head_stride {
+            return Err(Error::Shape(format!(
+                "scales of keys lie {} apart from head to head, those of values {}: they must be alike",
+                k.scale_head_stride, v.scale_head_stride
+            )));
+        }
+        let cached = Cached {
+            keys: k.tensor,
+            values: v.tensor,
+            element: 1,
+            scales: [k.scales, v.scales],
+            scale_head_stride: k.scale_head_stride,
+        };
+        self.queue_decode(stream, &self.decode_fp8, (q.tensor, size_of::<bf16>()), &cached, scale, work, out.tensor)
+    }
+
+    /// Queues the kernels for a query and an output of elements of some bytes.
+    #[allow(clippy::too_many_arguments)]
+    fn queue_decode(
+        &self,
+        stream: &Stream,
+        kernels: &DecodeKernels,
+        (query, query_element): (Tensor, usize),
+        cached: &Cached,
+        scale: Option<f32>,
+        work: &mut DecodeWorkspace,
+        output: Tensor,
+    ) -> Result<(), Error> {
+        let (keys, values) = (&cached.keys, &cached.values);
+        let shape = |x: &Tensor| (x.rows, x.heads, x.dim);
         let (heads, kv_heads, dim, len) = (query.heads, keys.heads, query.dim, keys.rows);
         if query.rows != 1
-            || shape(output) != shape(query)
+            || shape(&output) != shape(&query)
             || shape(values) != shape(keys)
             || keys.dim != dim
             || !heads.is_multiple_of(kv_heads)
@@ -126,23 +204,23 @@ impl Attention {
             return Err(Error::Shape(format!(
                 "queries of rows, heads, dim {:?} and an output of {:?} with keys of {:?} and values of {:?}: one query row, and query \
                  heads that share the key heads evenly, are needed",
-                shape(query),
-                shape(output),
+                shape(&query),
+                shape(&output),
                 shape(keys),
                 shape(values)
             )));
         }
-        let element = size_of::<T>();
-        let fits = |x: &speedread_cuda::Tensor| {
+        let fits = |x: &Tensor, element: usize| {
             [x.row_stride * element, x.head_stride * element].iter().all(|s| s.is_multiple_of(16))
                 && x.address.is_multiple_of(16)
         };
-        if ![query, keys, values, output].into_iter().all(fits) || len >= i32::MAX as usize - STEP_KEYS {
+        let aligned = [&query, &output].into_iter().all(|x| fits(x, query_element))
+            && [keys, values].into_iter().all(|x| fits(x, cached.element));
+        if !aligned || len >= i32::MAX as usize - STEP_KEYS {
             return Err(Error::Shape(format!(
                 "{len} keys of {dim}: addresses and strides must be multiples of 16 bytes, and positions must fit 31 bits"
             )));
         }
-        let kernels = if T::NAME == "bf16" { &self.decode_bf16 } else { &self.decode_f16 };
         let place = dim_place(dim)?;
         let (split, combine) = (&kernels.split[place], &kernels.combine[place]);
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
@@ -152,7 +230,7 @@ impl Attention {
 
         let group = heads / kv_heads;
         let rounds = group.div_ceil(HEADS);
-        let (split_keys, splits) = splits(len, self.multiprocessors as usize * BLOCKS, kv_heads * rounds);
+        let (split_keys, splits) = splits(len, self.multiprocessors as usize * kernels.blocks, kv_heads * rounds);
         work.grow(stream, heads * splits, dim)?;
         let params = DecodeParams {
             q: query.address,
@@ -172,6 +250,9 @@ impl Attention {
             splits: splits as i32,
             group: group as i32,
             scale_log2: scale * std::f32::consts::LOG2_E,
+            k_scales: cached.scales[0],
+            v_scales: cached.scales[1],
+            scale_head_stride: cached.scale_head_stride as i64,
         };
         let grid = [splits as u32, kv_heads as u32, rounds as u32];
         let over_keys = split.launch(stream).grid(grid).block(THREADS).arg(params);

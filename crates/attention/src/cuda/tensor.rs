@@ -1,5 +1,7 @@
 //! Strided views of `[rows, heads, dim]` tensors in device memory.
 
+use std::marker::PhantomData;
+
 use half::{bf16, f16};
 use speedread_cuda::{Tensor, TensorElement, TensorMap, View, ViewMut};
 
@@ -63,12 +65,63 @@ impl<'a, T: AttentionElement> DeviceRows<'a, T> {
         let skipped = (self.tensor.rows - rows) * self.tensor.row_stride * size_of::<T>();
         Self { tensor: Tensor { address: self.tensor.address + skipped as u64, rows, ..self.tensor }, ..self }
     }
+    /// The memory from the first row of a head to its last, with what lies between its rows; not of a [`tail`](Self::tail).
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] when there is no such head.
+    pub fn head(&self, head: usize) -> Result<View<'a, T>, Error> {
+        let Tensor { rows, dim, row_stride, head_stride, .. } = self.tensor;
+        let first = head * head_stride;
+        Ok(self.data.slice(first..first + (rows - 1) * row_stride + dim)?)
+    }
     /// The memory viewed; [`tail`](Self::tail) does not shorten it.
     pub fn data(&self) -> View<'a, T> {
         self.data
     }
     pub(crate) fn map(&self, box_rows: usize) -> Result<TensorMap, Error> {
         Ok(TensorMap::rows::<T>(self.tensor, box_rows)?)
+    }
+}
+
+/// A read-only view of a `[rows, heads, dim]` tensor in FP8 (e4m3) on the device, each head's row with an f32 scale: the number that a code
+/// stands for is the code's times its row's scale.
+#[derive(Debug, Clone, Copy)]
+pub struct Fp8Rows<'a> {
+    pub(crate) tensor: Tensor,
+    /// Address of the first row's scale.
+    pub(crate) scales: u64,
+    pub(crate) scale_head_stride: usize,
+    of: PhantomData<&'a u8>,
+}
+
+impl<'a> Fp8Rows<'a> {
+    /// A view with explicit strides: of the codes, and of the scales from a head to the next; from row to row scales have no gaps.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a dimension is zero or a view is too short.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        codes: View<'a, u8>,
+        scales: View<'a, f32>,
+        rows: usize,
+        heads: usize,
+        dim: usize,
+        row_stride: usize,
+        head_stride: usize,
+        scale_head_stride: usize,
+    ) -> Result<Self, Error> {
+        check(codes.len(), rows, heads, dim, row_stride, head_stride)?;
+        check(scales.len(), rows, heads, 1, 1, scale_head_stride)?;
+        let tensor = Tensor { address: codes.address(), rows, heads, dim, row_stride, head_stride };
+        Ok(Self { tensor, scales: scales.address(), scale_head_stride, of: PhantomData })
+    }
+    /// The last `count` rows, or all if there are fewer; `count` is at least 1.
+    pub fn tail(self, count: usize) -> Self {
+        let rows = self.tensor.rows.min(count.max(1));
+        let skipped = self.tensor.rows - rows;
+        let address = self.tensor.address + (skipped * self.tensor.row_stride) as u64;
+        let scales = self.scales + (skipped * size_of::<f32>()) as u64;
+        Self { tensor: Tensor { address, rows, ..self.tensor }, scales, ..self }
     }
 }
 

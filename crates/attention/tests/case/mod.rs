@@ -1,4 +1,5 @@
 //! Random attention problems, and patterns to run them with: shared by the suites of the backends.
+#![allow(dead_code)] // each suite uses a part
 
 use proptest::prelude::*;
 use speedread_attention::{Budget, Pattern, Rows};

@@ -154,7 +154,7 @@ pub struct ReadingArgs {
     /// Send the prompt through the model N tokens at a time: less memory, a little slower
     #[arg(long, value_name = "N")]
     pub chunk: Option<NonZeroUsize>,
-    /// Element type of the key/value cache: f32, f16 or bf16 [default: f16 on the CPU, bf16 on CUDA devices]
+    /// Element type of the key/value cache: f32, f16 or bf16 on the CPU [default: f16]; bf16 or fp8 on CUDA devices [default: bf16]
     #[arg(long, value_name = "TYPE")]
     pub kv: Option<KvType>,
     /// Arithmetic of prefill's products: auto (bf16 where the processor has instructions for it, else f32) or f32
@@ -223,7 +223,9 @@ impl PrefillArgs {
             (None, attention) => attention.choice(),
         };
         let audit_rows = self.audit.then_some(AUDIT_ROWS);
-        Ok(SessionOptions { attention, audit_rows, ..self.reading.session(context) })
+        let options = SessionOptions { attention, audit_rows, ..self.reading.session(context) };
+        model.device().check_kv(options.cache_type(model.device()))?;
+        Ok(options)
     }
 }
 

@@ -5,7 +5,8 @@ use speedread_attention::cuda::{DecodeWorkspace, DeviceOptions, DeviceRows, Devi
 use speedread_attention::{HeadReport, Options, Pattern, Recall};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
-use super::buffers::{CudaBuffer, CudaCache};
+use super::buffers::CudaBuffer;
+use super::cache::{CachedRows, CudaCache, WideLayer};
 use super::clock::DeviceClock;
 use super::context::CudaContext;
 use crate::backend::Phase;
@@ -16,6 +17,7 @@ use crate::{Error, Result};
 pub(super) struct AttentionState {
     work: Workspace,
     buffers: Exchange,
+    pub wide: WideLayer,
     decode: DecodeWorkspace,
 }
 
@@ -46,20 +48,31 @@ struct Exchange {
     padded: Option<[Buffer<bf16>; 2]>,
 }
 
-/// One layer's keys and values, and how its queries see them.
-struct Layer<'a> {
-    k: DeviceRows<'a, bf16>,
-    v: DeviceRows<'a, bf16>,
-    heads: usize,
+/// The query heads of a layer, and how they see its keys.
+#[derive(Clone, Copy)]
+struct Heads {
+    count: usize,
     /// Components of a head, and those that the kernels see.
     dim: usize,
     padded: usize,
     scale: f32,
 }
 
+/// Queries that attend over one layer's keys and values.
+struct Call<'a> {
+    context: &'a CudaContext,
+    q: &'a CudaBuffer,
+    rows: usize,
+    heads: Heads,
+    k: DeviceRows<'a, bf16>,
+    v: DeviceRows<'a, bf16>,
+    dense_fallback: bool,
+}
+
 impl AttentionState {
     pub fn new(stream: &Stream) -> Result<Self> {
-        Ok(Self { work: Workspace::new(), buffers: Exchange::default(), decode: DecodeWorkspace::new(stream)? })
+        let (work, decode) = (Workspace::new(), DecodeWorkspace::new(stream)?);
+        Ok(Self { work, buffers: Exchange::default(), wide: WideLayer::default(), decode })
     }
 
     /// Replaces the first `rows` rows of `q` by attention over the first `len` positions of the cache, without waiting for it.
@@ -80,28 +93,31 @@ impl AttentionState {
             return Err(window_unsupported(window, len));
         }
         let stream = &context.stream;
+        let heads = Heads::new(q, cache, options.scale);
+        let Self { work, buffers, wide, .. } = self;
+        let [k, v] = cache.bf16_rows(context, wide, layer, len)?;
         clock.mark(stream, Phase::Other)?;
-        let layer = Layer::new(q, cache, layer, len, options.scale)?;
+        let call = Call { context, q, rows, heads, k, v, dense_fallback: options.dense_fallback };
         let recall = match options.audit {
             None => {
-                self.attend(context, clock, q, rows, &layer, patterns, options.dense_fallback, None)?;
+                call.attend(clock, work, buffers, patterns, None)?;
                 None
             }
             Some(audit) => {
                 // The same queries twice; the second output replaces the first, and then the queries.
-                let mut lse = stream.alloc::<f32>(layer.heads * rows)?;
-                let dense = vec![Pattern::Dense; layer.heads];
-                self.attend(context, clock, q, rows, &layer, &dense, true, Some(lse.view_mut()))?;
+                let mut lse = stream.alloc::<f32>(heads.count * rows)?;
+                let dense = vec![Pattern::Dense; heads.count];
+                call.attend(clock, work, buffers, &dense, Some(lse.view_mut()))?;
                 let all = stream.download(lse.view())?;
-                self.attend(context, clock, q, rows, &layer, patterns, options.dense_fallback, Some(lse.view_mut()))?;
+                call.attend(clock, work, buffers, patterns, Some(lse.view_mut()))?;
                 let kept = stream.download(lse.view())?;
                 let of_head = |(kept, all): (&[f32], &[f32])| audit.recall(kept, all);
                 Some(kept.chunks_exact(rows).zip(all.chunks_exact(rows)).map(of_head).collect())
             }
         };
-        self.buffers.replace(context, q, rows, &layer)?;
+        buffers.replace(context, q, rows, heads)?;
         clock.mark(stream, Phase::Attention)?;
-        Ok(Pending { heads: self.work.snapshot(stream)?, recall })
+        Ok(Pending { heads: work.snapshot(stream)?, recall })
     }
 
     /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).
@@ -114,39 +130,44 @@ impl AttentionState {
         len: usize,
         window: Option<usize>,
     ) -> Result<()> {
-        let layer = Layer::new(q, cache, layer, len, None)?;
+        let heads = Heads::new(q, cache, None);
         let near = window.unwrap_or(len);
-        let stream = &context.stream;
-        let (queries, out) = self.buffers.take(context, q, 1, &layer)?;
-        let queries = DeviceRows::contiguous(queries, 1, layer.heads, layer.padded)?;
-        let mut out = DeviceRowsMut::contiguous(out, 1, layer.heads, layer.padded)?;
-        let work = &mut self.decode;
-        let (k, v) = (layer.k.tail(near), layer.v.tail(near));
-        context.attention.decode(stream, queries, k, v, Some(layer.scale), work, &mut out)?;
-        self.buffers.replace(context, q, 1, &layer)
+        let (stream, attention) = (&context.stream, &context.attention);
+        let (queries, out) = self.buffers.take(context, q, 1, heads)?;
+        let queries = DeviceRows::contiguous(queries, 1, heads.count, heads.padded)?;
+        let mut out = DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?;
+        let (scale, work) = (Some(heads.scale), &mut self.decode);
+        match cache.rows(layer, len)? {
+            CachedRows::Bf16([k, v]) => {
+                attention.decode(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
+            }
+            CachedRows::Fp8([k, v]) => {
+                attention.decode_fp8(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
+            }
+        }
+        self.buffers.replace(context, q, 1, heads)
     }
+}
 
-    /// Queues index building, and attention of `q` into the output buffer.
-    #[allow(clippy::too_many_arguments)]
+impl Call<'_> {
+    /// Queues index building, and attention into the output buffer.
     fn attend(
-        &mut self,
-        context: &CudaContext,
+        &self,
         clock: &mut DeviceClock,
-        q: &CudaBuffer,
-        rows: usize,
-        layer: &Layer<'_>,
+        work: &mut Workspace,
+        buffers: &mut Exchange,
         patterns: &[Pattern],
-        dense_fallback: bool,
         lse: Option<ViewMut<'_, f32>>,
     ) -> Result<()> {
-        let (stream, attention, work) = (&context.stream, &context.attention, &mut self.work);
-        let (queries, out) = self.buffers.take(context, q, rows, layer)?;
-        let queries = DeviceRows::contiguous(queries, rows, layer.heads, layer.padded)?;
-        let mut out = DeviceRowsMut::contiguous(out, rows, layer.heads, layer.padded)?;
-        let options = DeviceOptions { scale: Some(layer.scale), dense_fallback };
-        attention.build_indexes(stream, queries, layer.k, patterns, &options, work)?;
+        let Self { context, q, rows, heads, k, v, dense_fallback } = *self;
+        let (stream, attention) = (&context.stream, &context.attention);
+        let (queries, out) = buffers.take(context, q, rows, heads)?;
+        let queries = DeviceRows::contiguous(queries, rows, heads.count, heads.padded)?;
+        let mut out = DeviceRowsMut::contiguous(out, rows, heads.count, heads.padded)?;
+        let options = DeviceOptions { scale: Some(heads.scale), dense_fallback };
+        attention.build_indexes(stream, queries, k, patterns, &options, work)?;
         clock.mark(stream, Phase::Index)?;
-        attention.attend_built(stream, queries, layer.k, layer.v, work, options.scale, &mut out, lse)?;
+        attention.attend_built(stream, queries, k, v, work, options.scale, &mut out, lse)?;
         clock.mark(stream, Phase::Attention)
     }
 }
@@ -158,44 +179,43 @@ impl Exchange {
         context: &CudaContext,
         q: &'a CudaBuffer,
         rows: usize,
-        layer: &Layer<'_>,
+        heads: Heads,
     ) -> Result<(View<'a, bf16>, ViewMut<'a, bf16>)> {
         let stream = &context.stream;
         let queries = q.bf16(0..rows)?;
-        if layer.padded == layer.dim {
+        if heads.padded == heads.dim {
             if self.out.as_ref().is_none_or(|out| out.len() != q.len()) {
                 self.out = Some(stream.alloc(q.len())?);
             }
             let out = self.out.as_mut().ok_or_else(no_output)?;
             return Ok((queries, out.view_mut().slice(0..queries.len())?));
         }
-        let len = rows * layer.heads * layer.padded;
+        let len = rows * heads.count * heads.padded;
         if self.padded.as_ref().is_none_or(|[to, _]| to.len() < len) {
             self.padded = Some([stream.alloc(len)?, stream.alloc(len)?]);
         }
         let [to, out] = self.padded.as_mut().ok_or_else(no_output)?;
-        context.kernels.repack(stream, queries, layer.dim, to.view_mut().slice(0..len)?, layer.padded)?;
+        context.kernels.repack(stream, queries, heads.dim, to.view_mut().slice(0..len)?, heads.padded)?;
         Ok((to.view().slice(0..len)?, out.view_mut().slice(0..len)?))
     }
 
     /// Puts the output in the place of the queries.
-    fn replace(&mut self, context: &CudaContext, q: &mut CudaBuffer, rows: usize, layer: &Layer<'_>) -> Result<()> {
-        if layer.padded == layer.dim {
+    fn replace(&mut self, context: &CudaContext, q: &mut CudaBuffer, rows: usize, heads: Heads) -> Result<()> {
+        if heads.padded == heads.dim {
             return Ok(q.swap(self.out.as_mut().ok_or_else(no_output)?)?);
         }
         let [_, out] = self.padded.as_ref().ok_or_else(no_output)?;
-        let out = out.view().slice(0..rows * layer.heads * layer.padded)?;
-        Ok(context.kernels.repack(&context.stream, out, layer.padded, q.bf16_mut(0..rows)?, layer.dim)?)
+        let out = out.view().slice(0..rows * heads.count * heads.padded)?;
+        Ok(context.kernels.repack(&context.stream, out, heads.padded, q.bf16_mut(0..rows)?, heads.dim)?)
     }
 }
 
-impl<'a> Layer<'a> {
-    fn new(q: &CudaBuffer, cache: &'a CudaCache, layer: usize, len: usize, scale: Option<f32>) -> Result<Self> {
-        let [k, v] = cache.rows(layer, len)?;
+impl Heads {
+    fn new(q: &CudaBuffer, cache: &CudaCache, scale: Option<f32>) -> Self {
         let (dim, padded) = (cache.shape().dim, cache.padded_dim());
         // What fills the heads up does not change a product of query and key, but must not count in the scale.
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
-        Ok(Self { k, v, heads: q.columns / dim, dim, padded, scale })
+        Self { count: q.columns / dim, dim, padded, scale }
     }
 }
 

@@ -1,16 +1,13 @@
-//! What the decoder keeps on the device: rows of activations, weight matrices, norm weights, the key/value cache.
+//! What the decoder keeps on the device: rows of activations, weight matrices, norm weights.
 
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
-use speedread_attention::cuda::DeviceRows;
 use speedread_cuda::{Buffer, Error as CudaError, Stream, View, ViewMut};
 
-use super::context::padded_dim;
 use crate::backend::Role;
 use crate::backend::cpu::gemm::bf16::round;
-use crate::kv_cache::{CacheShape, KvType};
 use crate::weights::Matrix;
 use crate::{Error, Result};
 
@@ -152,73 +149,5 @@ impl CudaLinear {
             stream.write(piece, linear.weight.view_mut().slice(first * columns..(first + count) * columns)?)?;
         }
         Ok(linear)
-    }
-}
-
-/// A key/value cache: per layer `[kv head][position][padded dim]`, so that a head's keys are one run, as on the CPU.
-#[derive(Debug)]
-pub struct CudaCache {
-    shape: CacheShape,
-    padded: usize,
-    /// Keys and values of a layer.
-    layers: Vec<[Buffer<bf16>; 2]>,
-}
-
-impl CudaCache {
-    pub(super) fn new(stream: &Stream, shape: CacheShape) -> Result<Self> {
-        if shape.kind != KvType::Bf16 {
-            return Err(Error::Request(format!(
-                "--kv {}: on CUDA devices keys and values are bf16, the type of the products; use --kv bf16, or --device cpu",
-                shape.kind
-            )));
-        }
-        let padded = padded_dim(shape.dim)?;
-        let too_large =
-            || Error::Request(format!("a key/value cache of {} positions is too large to address", shape.capacity));
-        let len = shape.capacity.checked_mul(shape.heads * padded).ok_or_else(too_large)?;
-        let one = || -> Result<Buffer<bf16>, CudaError> {
-            // What fills heads up must be zero; positions that were not written are never looked at.
-            if padded == shape.dim { stream.alloc(len) } else { stream.zeros(len) }
-        };
-        let layers = (0..shape.layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, CudaError>>()?;
-        Ok(Self { shape, padded, layers })
-    }
-
-    pub(super) fn shape(&self) -> &CacheShape {
-        &self.shape
-    }
-
-    /// Components of a head here.
-    pub(super) fn padded_dim(&self) -> usize {
-        self.padded
-    }
-
-    /// Elements from a head to the next.
-    pub(super) fn head_stride(&self) -> usize {
-        self.shape.capacity * self.padded
-    }
-
-    /// Places for `rows` positions from `position` on: views that begin at the first head's.
-    pub(super) fn places(&mut self, layer: usize, position: usize, rows: usize) -> Result<[ViewMut<'_, bf16>; 2]> {
-        if position.checked_add(rows).is_none_or(|end| end > self.shape.capacity) {
-            return Err(Error::Request(format!(
-                "the key/value cache holds {} positions; {position} + {rows} do not fit",
-                self.shape.capacity
-            )));
-        }
-        let first = position * self.padded;
-        let [k, v] = &mut self.layers[layer];
-        let (k_len, v_len) = (k.len(), v.len());
-        Ok([k.view_mut().slice(first..k_len)?, v.view_mut().slice(first..v_len)?])
-    }
-
-    /// Keys and values of the first `len` positions.
-    pub(super) fn rows(&self, layer: usize, len: usize) -> Result<[DeviceRows<'_, bf16>; 2]> {
-        let (heads, dim, stride) = (self.shape.heads, self.padded, self.head_stride());
-        let [k, v] = &self.layers[layer];
-        Ok([
-            DeviceRows::new(k.view(), len, heads, dim, dim, stride)?,
-            DeviceRows::new(v.view(), len, heads, dim, dim, stride)?,
-        ])
     }
 }

@@ -3,7 +3,7 @@
 use half::bf16;
 use speedread_cuda::{Device, Error, Function, KernelArg, Launch, Plain, Stream, View, ViewMut};
 
-use crate::rope::RopeLayout;
+use super::rope::RopeKernels;
 
 macro_rules! image {
     ($name:literal) => {
@@ -13,19 +13,17 @@ macro_rules! image {
 
 static ELEMENTWISE: &[u8] = image!("elementwise");
 static NORM: &[u8] = image!("norm");
-static ROPE: &[u8] = image!("rope");
 static MATVEC: &[u8] = image!("matvec");
 static RANDOM: &[u8] = image!("random");
 
 /// Threads of a block, except where a kernel says otherwise.
-const THREADS: u32 = 256;
-const ROPE_THREADS: u32 = 128;
+pub(super) const THREADS: u32 = 256;
 /// Elements that a thread takes at a time.
-const CHUNK: usize = 8;
+pub(super) const CHUNK: usize = 8;
 /// Outputs of a thread block of the matrix-vector kernel.
 const MATVEC_OUTPUTS: usize = 16;
 /// Most thread blocks of a kernel that strides over its elements.
-const MOST_BLOCKS: usize = 1 << 16;
+pub(super) const MOST_BLOCKS: usize = 1 << 16;
 
 /// The kernels of a device.
 #[derive(Debug)]
@@ -36,61 +34,11 @@ pub(super) struct Kernels {
     repack: Function,
     rms_norm: Function,
     rms_norm_in_place: Function,
-    rotary_table: Function,
-    /// By layout, then wide and narrow.
-    rope_append: [[Function; 2]; 2],
+    pub rope: RopeKernels,
     matvec_bf16: Function,
     matvec_f32: Function,
     random_weights: Function,
 }
-
-/// Queries, keys and values of some rows on their way through the rotary embedding into the cache.
-pub(super) struct Rope<'a> {
-    /// `[rows, query heads, dim]`
-    pub q: ViewMut<'a, bf16>,
-    /// `[rows, key heads, dim]`
-    pub k: View<'a, bf16>,
-    /// `[rows, key heads, dim]`
-    pub v: View<'a, bf16>,
-    /// `[rows, pairs]`
-    pub cosines: View<'a, f32>,
-    /// `[rows, pairs]`
-    pub sines: View<'a, f32>,
-    /// From the place of the first row in the first head on.
-    pub cache_k: ViewMut<'a, bf16>,
-    /// As the keys.
-    pub cache_v: ViewMut<'a, bf16>,
-    pub rows: usize,
-    pub kv_heads: usize,
-    pub dim: usize,
-    pub pairs: usize,
-    /// Elements from a head to the next in the cache.
-    pub head_stride: usize,
-    /// Elements from a row to the next in the cache.
-    pub row_stride: usize,
-    pub layout: RopeLayout,
-}
-
-/// Mirror of `RopeParams` in `kernels/rope.cu`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct RopeParams {
-    q: u64,
-    k: u64,
-    v: u64,
-    cosines: u64,
-    sines: u64,
-    cache_k: u64,
-    cache_v: u64,
-    head_stride: i64,
-    row_stride: i32,
-    q_heads: i32,
-    kv_heads: i32,
-    dim: i32,
-    pairs: i32,
-}
-// SAFETY: the same fields in the same order as the kernel's structure.
-unsafe impl KernelArg for RopeParams {}
 
 /// Mirror of `MatvecParams` in `kernels/matvec.cu`.
 #[derive(Debug, Clone, Copy)]
@@ -113,17 +61,17 @@ pub(super) enum MatvecOut<'a> {
     F32(ViewMut<'a, f32>),
 }
 
-fn fits(what: &str, right: bool) -> Result<(), Error> {
+pub(super) fn fits(what: &str, right: bool) -> Result<(), Error> {
     if right { Ok(()) } else { Err(Error::Size(format!("{what}: the buffers do not fit together"))) }
 }
 
 /// Thread blocks, each of `each` pieces, for `pieces`: at least one, at most so many that a grid holds them.
-fn blocks(pieces: usize, each: usize) -> [u32; 3] {
+pub(super) fn blocks(pieces: usize, each: usize) -> [u32; 3] {
     [pieces.div_ceil(each).clamp(1, MOST_BLOCKS) as u32, 1, 1]
 }
 
 /// A grid with a thread block a row.
-fn row_blocks(rows: usize) -> Result<[u32; 3], Error> {
+pub(super) fn row_blocks(rows: usize) -> Result<[u32; 3], Error> {
     let most = i32::MAX as usize;
     if rows > most {
         return Err(Error::Size(format!("{rows} rows at a time; at most {most} go")));
@@ -133,9 +81,8 @@ fn row_blocks(rows: usize) -> Result<[u32; 3], Error> {
 
 impl Kernels {
     pub fn load(device: &Device) -> Result<Self, Error> {
-        let [elementwise, norm, rope, matvec, random] =
-            [ELEMENTWISE, NORM, ROPE, MATVEC, RANDOM].map(|image| device.load(image));
-        let (elementwise, norm, rope, matvec) = (elementwise?, norm?, rope?, matvec?);
+        let [elementwise, norm, matvec, random] = [ELEMENTWISE, NORM, MATVEC, RANDOM].map(|image| device.load(image));
+        let (elementwise, norm, matvec) = (elementwise?, norm?, matvec?);
         Ok(Self {
             embed: elementwise.function("embed", 0)?,
             swiglu: elementwise.function("swiglu", 0)?,
@@ -143,11 +90,7 @@ impl Kernels {
             repack: elementwise.function("repack", 0)?,
             rms_norm: norm.function("rms_norm", 0)?,
             rms_norm_in_place: norm.function("rms_norm_in_place", 0)?,
-            rotary_table: rope.function("rotary_table", 0)?,
-            rope_append: [
-                [rope.function("rope_append_halves", 0)?, rope.function("rope_append_halves_narrow", 0)?],
-                [rope.function("rope_append_interleaved", 0)?, rope.function("rope_append_interleaved_narrow", 0)?],
-            ],
+            rope: RopeKernels::load(device)?,
             matvec_bf16: matvec.function("matvec_bf16", 0)?,
             matvec_f32: matvec.function("matvec_f32", 0)?,
             random_weights: random?.function("random_weights", 0)?,
@@ -245,65 +188,6 @@ impl Kernels {
         let launch = self.rms_norm_in_place.launch(stream).grid(grid).block(THREADS);
         // SAFETY: the kernel's parameters; a warp a run, and those past the last do nothing.
         unsafe { launch.write(x).read(weight).arg(runs as i64).arg(columns as i64).arg(eps).run() }
-    }
-
-    /// Cosines and sines of the positions `start ..`, `[rows, pairs]`.
-    pub fn rotary_table(
-        &self,
-        stream: &Stream,
-        frequencies: View<'_, f64>,
-        start: u64,
-        scale: f64,
-        cosines: ViewMut<'_, f32>,
-        sines: ViewMut<'_, f32>,
-    ) -> Result<(), Error> {
-        let (pairs, count) = (frequencies.len(), cosines.len());
-        let rows = count / pairs.max(1);
-        fits("rotary_table", count == rows * pairs && sines.len() == count)?;
-        let launch = self.rotary_table.launch(stream).grid(blocks(count, THREADS as usize)).block(THREADS);
-        let launch = launch.read(frequencies).write(cosines).write(sines);
-        let launch = launch.arg(rows as i64).arg(pairs as i32).arg(start as i64).arg(scale);
-        // SAFETY: the kernel's parameters; it writes `rows * pairs` elements of both tables.
-        unsafe { launch.run() }
-    }
-
-    /// Rotates the queries in place and writes rotated keys, and values, to the cache.
-    pub fn rope_append(&self, stream: &Stream, rope: Rope<'_>) -> Result<(), Error> {
-        let Rope { rows, kv_heads, dim, pairs, head_stride, row_stride, .. } = rope;
-        let q_heads = rope.q.len() / (rows * dim).max(1);
-        let cached = (kv_heads - 1) * head_stride + (rows - 1) * row_stride + dim;
-        fits(
-            "rope_append",
-            rope.q.len() == rows * q_heads * dim
-                && [rope.k.len(), rope.v.len()].iter().all(|&len| len == rows * kv_heads * dim)
-                && [rope.cosines.len(), rope.sines.len()].iter().all(|&len| len == rows * pairs)
-                && [rope.cache_k.len(), rope.cache_v.len()].iter().all(|&len| len >= cached)
-                && [dim, head_stride, row_stride].iter().all(|&x| x.is_multiple_of(CHUNK))
-                && 2 * pairs <= dim,
-        )?;
-        let (layout, wide) = match rope.layout {
-            RopeLayout::Halves => (0, pairs.is_multiple_of(CHUNK)),
-            RopeLayout::Interleaved => (1, pairs.is_multiple_of(CHUNK / 2)),
-        };
-        let params = RopeParams {
-            q: rope.q.address(),
-            k: rope.k.address(),
-            v: rope.v.address(),
-            cosines: rope.cosines.address(),
-            sines: rope.sines.address(),
-            cache_k: rope.cache_k.address(),
-            cache_v: rope.cache_v.address(),
-            head_stride: head_stride as i64,
-            row_stride: row_stride as i32,
-            q_heads: q_heads as i32,
-            kv_heads: kv_heads as i32,
-            dim: dim as i32,
-            pairs: pairs as i32,
-        };
-        let kernel = &self.rope_append[layout][usize::from(!wide)];
-        let launch = kernel.launch(stream).grid(row_blocks(rows)?).block(ROPE_THREADS).arg(params);
-        // SAFETY: the kernel's one parameter; a block a row, and the views were found to hold the rows.
-        unsafe { launch.run() }
     }
 
     /// `out[o] = sum_i weight[o][i] x[i]`, plus `bias[o]` if there is one, plus what `out` held if `accumulate`.

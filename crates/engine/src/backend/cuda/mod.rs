@@ -5,9 +5,11 @@
 
 mod attention;
 mod buffers;
+mod cache;
 mod clock;
 mod context;
 mod kernels;
+mod rope;
 #[cfg(test)]
 mod tests;
 
@@ -19,16 +21,18 @@ use speedread_attention::{Options, Pattern};
 use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
 
 use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role};
-use crate::kv_cache::{CacheShape, KvCache};
+use crate::kv_cache::{CacheShape, KvCache, KvType};
 use crate::weights::Matrix;
 use crate::{Error, Result};
 pub(crate) use attention::window_unsupported;
 use attention::{AttentionState, Pending};
-pub use buffers::{CudaBuffer, CudaCache, CudaLinear};
+pub use buffers::{CudaBuffer, CudaLinear};
+pub use cache::CudaCache;
 use clock::DeviceClock;
 pub use context::CudaContext;
 pub(crate) use context::padded_dim;
-use kernels::{MatvecOut, Rope};
+use kernels::MatvecOut;
+use rope::Rope;
 
 /// A CUDA device, with the scratch memory of one session.
 #[derive(Debug)]
@@ -154,7 +158,7 @@ impl Backend for CudaBackend {
         let count = rows * frequencies.len();
         let cosines = grown(&mut rotary.cosines, stream, count)?.view_mut().slice(0..count)?;
         let sines = grown(&mut rotary.sines, stream, count)?.view_mut().slice(0..count)?;
-        Ok(context.kernels.rotary_table(stream, rotary.frequencies.view(), start, scale, cosines, sines)?)
+        Ok(context.kernels.rope.table(stream, rotary.frequencies.view(), start, scale, cosines, sines)?)
     }
 
     fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer) -> Result<()> {
@@ -236,7 +240,6 @@ impl Backend for CudaBackend {
         let pairs = self.rotary.host_frequencies.len();
         let of_rows = rows.start * pairs..rows.end * pairs;
         let (kv_heads, row_stride, head_stride) = (cache.shape().heads, cache.padded_dim(), cache.head_stride());
-        let [cache_k, cache_v] = cache.places(layer, position, count)?;
         let HeadShape { dim, layout } = heads;
         let rope = Rope {
             q: q.bf16_mut(rows)?,
@@ -244,8 +247,7 @@ impl Backend for CudaBackend {
             v: v.bf16(0..count)?,
             cosines: self.rotary.cosines.view().slice(of_rows.clone())?,
             sines: self.rotary.sines.view().slice(of_rows)?,
-            cache_k,
-            cache_v,
+            cache: cache.places(layer, position, count)?,
             rows: count,
             kv_heads,
             dim,
@@ -254,7 +256,7 @@ impl Backend for CudaBackend {
             row_stride,
             layout,
         };
-        Ok(self.context.kernels.rope_append(&self.context.stream, rope)?)
+        Ok(self.context.kernels.rope.append(&self.context.stream, rope)?)
     }
 
     fn attend(
@@ -323,13 +325,13 @@ impl Backend for CudaBackend {
         layer: usize,
         len: usize,
     ) -> Result<HostView<'a>> {
-        let shape = CacheShape { layers: 1, capacity: len, ..*cache.shape() };
-        let (padded, stride) = (cache.padded_dim(), cache.head_stride());
-        let [k, v] = cache.rows(layer, len)?.map(|rows| {
+        // What prefill's attention reads, of a quantised cache too.
+        let shape = CacheShape { layers: 1, capacity: len, kind: KvType::Bf16, ..*cache.shape() };
+        let padded = cache.padded_dim();
+        let [k, v] = cache.bf16_rows(&self.context, &mut self.attention.wide, layer, len)?.map(|rows| {
             let mut numbers = vec![0.0; len * shape.heads * shape.dim];
             for head in 0..shape.heads {
-                let of_head = rows.data().slice(head * stride..head * stride + len * padded)?;
-                let of_head: Vec<bf16> = self.context.stream.download(of_head)?;
+                let of_head: Vec<bf16> = self.context.stream.download(rows.head(head)?)?;
                 for (row, from) in of_head.chunks_exact(padded).enumerate() {
                     let at = (row * shape.heads + head) * shape.dim;
                     from[..shape.dim].convert_to_f32_slice(&mut numbers[at..at + shape.dim]);

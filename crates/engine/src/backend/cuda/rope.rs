@@ -1,0 +1,226 @@
+//! Rotary embedding, and keys' and values' way into the cache and, where that is FP8, out of it: loading and launching.
+
+use half::bf16;
+use speedread_cuda::{Device, Error, Function, KernelArg, Stream, View, ViewMut};
+
+use super::kernels::{CHUNK, MOST_BLOCKS, THREADS, blocks, fits, row_blocks};
+use crate::rope::RopeLayout;
+
+static ROPE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rope.fatbin"));
+static FP8_CACHE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fp8_cache.fatbin"));
+
+const ROPE_THREADS: u32 = 128;
+/// Components of a head that a warp of the FP8 kernel takes.
+const FP8_DIM: usize = 128;
+
+/// The kernels of a device.
+#[derive(Debug)]
+pub(super) struct RopeKernels {
+    table: Function,
+    /// By layout, then wide and narrow.
+    append: [[Function; 2]; 2],
+    append_fp8: [[Function; 2]; 2],
+    widen_fp8: Function,
+}
+
+/// Where keys and values go: from the place of the first row in the first head on.
+pub(super) enum Places<'a> {
+    Bf16([ViewMut<'a, bf16>; 2]),
+    Fp8([Fp8Places<'a>; 2]),
+}
+
+/// Codes and scales.
+pub(super) type Fp8Places<'a> = (ViewMut<'a, u8>, ViewMut<'a, f32>);
+
+/// Queries, keys and values of some rows on their way through the rotary embedding into the cache.
+pub(super) struct Rope<'a> {
+    /// `[rows, query heads, dim]`
+    pub q: ViewMut<'a, bf16>,
+    /// `[rows, key heads, dim]`
+    pub k: View<'a, bf16>,
+    /// `[rows, key heads, dim]`
+    pub v: View<'a, bf16>,
+    /// `[rows, pairs]`
+    pub cosines: View<'a, f32>,
+    /// `[rows, pairs]`
+    pub sines: View<'a, f32>,
+    pub cache: Places<'a>,
+    pub rows: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub pairs: usize,
+    /// Elements from a head to the next in the cache; a multiple of `row_stride`.
+    pub head_stride: usize,
+    /// Elements from a row to the next in the cache.
+    pub row_stride: usize,
+    pub layout: RopeLayout,
+}
+
+/// Mirror of `RopeParams` in `kernels/rope.cuh`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct RopeParams {
+    q: u64,
+    k: u64,
+    v: u64,
+    cosines: u64,
+    sines: u64,
+    cache_k: u64,
+    cache_v: u64,
+    head_stride: i64,
+    row_stride: i32,
+    q_heads: i32,
+    kv_heads: i32,
+    dim: i32,
+    pairs: i32,
+}
+// SAFETY: the same fields in the same order as the kernel's structure.
+unsafe impl KernelArg for RopeParams {}
+
+/// Mirror of `Fp8RopeParams` in `kernels/fp8_cache.cu`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Fp8RopeParams {
+    rope: RopeParams,
+    scales_k: u64,
+    scales_v: u64,
+    scale_head_stride: i64,
+}
+// SAFETY: the same fields in the same order as the kernel's structure.
+unsafe impl KernelArg for Fp8RopeParams {}
+
+impl RopeKernels {
+    pub fn load(device: &Device) -> Result<Self, Error> {
+        let (rope, fp8) = (device.load(ROPE)?, device.load(FP8_CACHE)?);
+        let append = |module: &speedread_cuda::Module, name: &str| -> Result<[[Function; 2]; 2], Error> {
+            let function = |layout: &str| module.function(&format!("{name}_{layout}"), 0);
+            Ok([
+                [function("halves")?, function("halves_narrow")?],
+                [function("interleaved")?, function("interleaved_narrow")?],
+            ])
+        };
+        Ok(Self {
+            table: rope.function("rotary_table", 0)?,
+            append: append(&rope, "rope_append")?,
+            append_fp8: append(&fp8, "rope_append_fp8")?,
+            widen_fp8: fp8.function("widen_fp8", 0)?,
+        })
+    }
+
+    /// Cosines and sines of the positions `start ..`, `[rows, pairs]`.
+    pub fn table(
+        &self,
+        stream: &Stream,
+        frequencies: View<'_, f64>,
+        start: u64,
+        scale: f64,
+        cosines: ViewMut<'_, f32>,
+        sines: ViewMut<'_, f32>,
+    ) -> Result<(), Error> {
+        let (pairs, count) = (frequencies.len(), cosines.len());
+        let rows = count / pairs.max(1);
+        fits("rotary_table", count == rows * pairs && sines.len() == count)?;
+        let launch = self.table.launch(stream).grid(blocks(count, THREADS as usize)).block(THREADS);
+        let launch = launch.read(frequencies).write(cosines).write(sines);
+        let launch = launch.arg(rows as i64).arg(pairs as i32).arg(start as i64).arg(scale);
+        // SAFETY: the kernel's parameters; it writes `rows * pairs` elements of both tables.
+        unsafe { launch.run() }
+    }
+
+    /// Rotates the queries in place and writes rotated keys, and values, to the cache.
+    pub fn append(&self, stream: &Stream, rope: Rope<'_>) -> Result<(), Error> {
+        let Rope { rows, kv_heads, dim, pairs, head_stride, row_stride, .. } = rope;
+        let q_heads = rope.q.len() / (rows * dim).max(1);
+        let last_row = (kv_heads - 1) * head_stride + (rows - 1) * row_stride;
+        let cache_fits = match &rope.cache {
+            Places::Bf16(places) => places.iter().all(|place| place.len() >= last_row + dim),
+            Places::Fp8(places) => {
+                // Scales lie as the codes' rows do.
+                row_stride <= FP8_DIM
+                    && head_stride.is_multiple_of(row_stride)
+                    && places.iter().all(|(codes, scales)| {
+                        codes.len() >= last_row + row_stride && scales.len() > last_row / row_stride
+                    })
+            }
+        };
+        fits(
+            "rope_append",
+            rope.q.len() == rows * q_heads * dim
+                && [rope.k.len(), rope.v.len()].iter().all(|&len| len == rows * kv_heads * dim)
+                && [rope.cosines.len(), rope.sines.len()].iter().all(|&len| len == rows * pairs)
+                && cache_fits
+                && [dim, head_stride, row_stride].iter().all(|&x| x.is_multiple_of(CHUNK))
+                && 2 * pairs <= dim
+                && dim <= row_stride,
+        )?;
+        let (layout, wide) = match rope.layout {
+            RopeLayout::Halves => (0, pairs.is_multiple_of(CHUNK)),
+            RopeLayout::Interleaved => (1, pairs.is_multiple_of(CHUNK / 2)),
+        };
+        let [cache_k, cache_v] = match &rope.cache {
+            Places::Bf16(places) => places.each_ref().map(ViewMut::address),
+            Places::Fp8(places) => places.each_ref().map(|(codes, _)| codes.address()),
+        };
+        let params = RopeParams {
+            q: rope.q.address(),
+            k: rope.k.address(),
+            v: rope.v.address(),
+            cosines: rope.cosines.address(),
+            sines: rope.sines.address(),
+            cache_k,
+            cache_v,
+            head_stride: head_stride as i64,
+            row_stride: row_stride as i32,
+            q_heads: q_heads as i32,
+            kv_heads: kv_heads as i32,
+            dim: dim as i32,
+            pairs: pairs as i32,
+        };
+        let kernels = match &rope.cache {
+            Places::Bf16(_) => &self.append,
+            Places::Fp8(_) => &self.append_fp8,
+        };
+        let launch = kernels[layout][usize::from(!wide)].launch(stream).grid(row_blocks(rows)?).block(ROPE_THREADS);
+        let launch = match &rope.cache {
+            Places::Bf16(_) => launch.arg(params),
+            Places::Fp8([(_, scales_k), (_, scales_v)]) => launch.arg(Fp8RopeParams {
+                rope: params,
+                scales_k: scales_k.address(),
+                scales_v: scales_v.address(),
+                scale_head_stride: (head_stride / row_stride) as i64,
+            }),
+        };
+        // SAFETY: the kernel's one parameter; a block a row, and the views were found to hold the rows.
+        unsafe { launch.run() }
+    }
+
+    /// The first rows of every head of an FP8 cache as bf16, `[heads, rows, dim]`; the cache's heads are `capacity` rows apart.
+    pub fn widen_fp8(
+        &self,
+        stream: &Stream,
+        codes: View<'_, u8>,
+        scales: View<'_, f32>,
+        capacity: usize,
+        dim: usize,
+        to: ViewMut<'_, bf16>,
+    ) -> Result<(), Error> {
+        let heads = scales.len() / capacity.max(1);
+        let rows = to.len() / (heads * dim).max(1);
+        fits(
+            "widen_fp8",
+            dim.is_multiple_of(CHUNK)
+                && dim / CHUNK <= THREADS as usize
+                && codes.len() == scales.len() * dim
+                && scales.len() == heads * capacity
+                && to.len() == heads * rows * dim
+                && (1..=capacity).contains(&rows)
+                && heads <= usize::from(u16::MAX),
+        )?;
+        let at_a_time = THREADS as usize / (dim / CHUNK);
+        let grid = [rows.div_ceil(at_a_time).min(MOST_BLOCKS) as u32, heads as u32, 1];
+        let launch = self.widen_fp8.launch(stream).grid(grid).block(THREADS);
+        let launch = launch.read(codes).read(scales).write(to);
+        // SAFETY: the kernel's parameters; it reads `rows` of the `capacity` rows of each head and writes as many.
+        unsafe { launch.arg(rows as i64).arg(capacity as i64).arg(dim as i32).run() }
+    }
+}
