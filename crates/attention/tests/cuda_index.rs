@@ -242,32 +242,19 @@ fn memory_stays_small() {
     assert!(bytes < 800 << 20, "{} MiB", bytes >> 20);
 }
 
+/// Masses are kept for the heads that need them alone: here the first of them is not the first head.
 #[test]
-fn hunting() {
+fn heads_of_several_patterns() {
     if attention().is_none() {
         return;
     }
-    let a = Pattern::AShape { sink: 101, local: 6 };
-    let v = Pattern::VerticalSlash { vertical: 255, slash: 144, budget: Budget::Lines };
-    for seed in 0..sized(40, 2) {
-        for half in [true, false] {
-            for fallback in [false, true] {
-                for layout in [Layout::RowMajor, Layout::HeadMajor { spare: 100 }] {
-                    let case = Case::new(1204 + seed as usize, 595, 1, 7, 96, seed);
-                    let r = std::panic::catch_unwind(|| {
-                        let mut work = Workspace::new();
-                        let p = [a, v, a, v, a, v, a];
-                        if half {
-                            check::<f16>(case, &p, fallback, layout, &mut work);
-                        } else {
-                            check::<bf16>(case, &p, fallback, layout, &mut work);
-                        }
-                    });
-                    if r.is_err() {
-                        println!("BAD seed {seed} half {half} fallback {fallback} {layout:?}");
-                    }
-                }
-            }
-        }
+    let local = Pattern::AShape { sink: 101, local: 6 };
+    let lines = Pattern::VerticalSlash { vertical: 255, slash: 144, budget: Budget::Lines };
+    let tiles = "vertical-slash-tiles:2,3".parse().unwrap();
+    for seed in 0..sized(10, 1) {
+        let case = |rows, dim| Case::new(rows + seed as usize, 595, 1, 7, dim, seed);
+        let patterns = [local, lines, Pattern::Dense, lines, tiles, lines, local];
+        check::<f16>(case(1204, 96), &patterns, false, Layout::RowMajor, &mut Workspace::new());
+        check::<bf16>(case(65, 64), &patterns, seed % 2 == 0, Layout::HeadMajor { spare: 100 }, &mut Workspace::new());
     }
 }

@@ -10,4 +10,9 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+// Has `x`, which is not negative, computed here: a use of it that the assembler cannot move.
+__device__ __forceinline__ void have_now(float x) {
+  asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p trap; }" ::"f"(x) : "memory");
+}
+
 }  // namespace ptx

@@ -2,8 +2,8 @@
 //
 // A thread block takes query tiles (128 rows of one head) from a queue until it is empty. One producer thread walks the tile's list of
 // key tiles and has the copy engine bring K and V into two rings; two warpgroups of 64 rows each consume them. In a step a warpgroup
-// issues S = Q K^T of this key tile and O += P V of the one before, and looks for the maxima of S while the second product runs. The two
-// warpgroups take turns issuing, so that one's exponentials run under the other's products (FlashAttention-3, arXiv 2407.08608).
+// issues S = Q K^T of this key tile and O += P V of the one before, and computes the softmax of S while the second product runs. The two
+// warpgroups take turns issuing, so that one's softmax runs under the other's products (FlashAttention-3, arXiv 2407.08608).
 #pragma once
 #include <cuda.h>
 
@@ -129,7 +129,8 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   if (consumer == T::kConsumers - 1) ptx::barrier_arrive(B::turn(0), B::kPair);
 
   float scores[T::kKeys / 2], out[Dim / 2];
-  uint32_t weights[T::kKeys / 16][4];
+  // The weights of a tile, while the product with those of the tile before still reads the other array.
+  uint32_t even[T::kKeys / 16][4], odd[T::kKeys / 16][4];
   mma::OnlineSoftmax<T::kKeys / 2> softmax;
   softmax.scale_log2 = p.scale_log2;
 
@@ -145,7 +146,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     mma::wgmma_commit();
     mma::keep(scores);
   };
-  auto accumulate = [&](int stage) {
+  auto accumulate = [&](const uint32_t (&weights)[T::kKeys / 16][4], int stage) {
     const mma::Operand tile = v + stage * T::kBytesK;
     mma::keep(out);
     mma::wgmma_fence();
@@ -183,17 +184,26 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     note = (note + 1) % T::kNotes;
     softmax.begin();
     softmax.raise(scores);
-    softmax.template weigh<Element>(scores, weights);
+    softmax.template weigh<Element>(scores, even);
 #pragma unroll
     for (int i = 0; i < Dim / 2; i++) out[i] = 0.f;
 
-    for (int t = 1; t < item.tiles; t++) {
+    auto finish = [&](const auto& weights) {
+      release(s.q_empty);
+      s.v_full[vr.stage].wait(vr.parity);
+      accumulate(weights, vr.stage);
+      mma::wgmma_wait<0>();
+      mma::keep(out);
+      release(s.v_empty[vr.stage]);
+      vr.advance();
+    };
+    auto step = [&](const auto& before, auto& weights) {
       s.k_full[kr.stage].wait(kr.parity);
       const MaskKind kind = *const_cast<volatile MaskKind*>(&s.notes[note].mask);
       ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
-      accumulate(vr.stage);
+      accumulate(before, vr.stage);
       ptx::barrier_arrive(next_turn, B::kPair);
       mma::wgmma_wait<1>();
       mma::keep(scores);
@@ -201,37 +211,30 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       kr.advance();
       mask(scores, s.notes[note], kind, position, lane);
       note = (note + 1) % T::kNotes;
-      // One row after the other: the comparisons of the second hide behind the exponentials of the first.
+      const bool raised = softmax.raise(scores);
+      softmax.template weigh<Element>(scores, weights);
+      softmax.complete();
+      mma::wgmma_wait<0>();
+      mma::keep(out);
+      release(s.v_empty[vr.stage]);
+      vr.advance();
+      if (raised) {
 #pragma unroll
-      for (int r = 0; r < 2; r++) {
-        const float largest = softmax.largest(scores, r);
-        const bool outgrown = __any_sync(~0u, softmax.outgrown(largest, r));
-        if (outgrown) {
-          if (r == 0) {
-            mma::wgmma_wait<0>();
-            mma::keep(out);
-          }
-          const float correction = softmax.raise(largest, r);
-#pragma unroll
-          for (int i = 0; i < Dim / 2; i++)
-            if ((i >> 1 & 1) == r) out[i] *= correction;
-        }
-        if (r == 0) {
-          mma::wgmma_wait<0>();
-          mma::keep(out);
-          release(s.v_empty[vr.stage]);
-          vr.advance();
-        }
-        softmax.template weigh_row<Element>(scores, r, weights);
+        for (int i = 0; i < Dim / 2; i++) out[i] *= softmax.correction[(i >> 1) & 1];
       }
+    };
+    for (int left = item.tiles - 1;; left -= 2) {
+      if (left == 0) {
+        finish(even);
+        break;
+      }
+      step(even, odd);
+      if (left == 1) {
+        finish(odd);
+        break;
+      }
+      step(odd, even);
     }
-    release(s.q_empty);
-    s.v_full[vr.stage].wait(vr.parity);
-    accumulate(vr.stage);
-    mma::wgmma_wait<0>();
-    mma::keep(out);
-    release(s.v_empty[vr.stage]);
-    vr.advance();
 
     // Output: normalise, 16-bit, into this warpgroup's swizzled panels, and out by the copy engine, which leaves out rows past the end.
     softmax.finish();
