@@ -38,6 +38,7 @@ pub mod cuda;
 mod error;
 pub mod estimate;
 pub mod index;
+mod kernel;
 mod pattern;
 pub mod pattern_file;
 mod prefill;
@@ -46,6 +47,7 @@ mod tensor;
 
 pub use error::Error;
 pub use index::SparseIndex;
+pub use kernel::Kernel;
 pub use pattern::{Budget, FORMS, Pattern};
 pub use pattern_file::{PatternFile, PatternTable};
 pub use prefill::{Audit, HeadReport, Options, Recall, Report, build_indexes, decode, plan_in_tiles, prefill};

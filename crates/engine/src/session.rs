@@ -268,9 +268,10 @@ impl<'m> Session<'m> {
             ));
         }
         let (config, isa) = (&self.model.config, self.options.precision.attention());
+        let kernel = self.model.device().kernel();
         let mut look = |layer: usize, view: HostView<'_>| {
             let options = Options { cancel: Some(cancel), isa, window: config.window(layer), ..Options::default() };
-            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), view, options })
+            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), view, kernel, options })
         };
         self.run(ids, Some(&mut look), observer, cancel, &mut |_, _| Ok(())).map(|_| ())
     }

@@ -26,8 +26,7 @@ pub(crate) use attention::window_unsupported;
 use attention::{AttentionState, Pending};
 pub use buffers::{CudaBuffer, CudaCache, CudaLinear};
 use clock::DeviceClock;
-pub use context::CudaContext;
-pub(crate) use context::padded_dim;
+pub use context::{CudaContext, padded_dim};
 use kernels::{MatvecOut, Rope};
 
 /// A CUDA device, with the scratch memory of one session.
