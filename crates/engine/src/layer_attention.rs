@@ -1,7 +1,7 @@
 //! What attention of one layer is about to see: for pictures, studies, and the search of patterns.
 
 use speedread_attention::compare::{Deviation, Plan, compare};
-use speedread_attention::{Element, Kernel, Options, Pattern, Rows, SparseIndex, plan_in_tiles};
+use speedread_attention::{Element, FixedHead, Kernel, Options, Pattern, Rows, SparseIndex, fix, plan_in_tiles};
 
 use crate::Result;
 use crate::backend::HostView;
@@ -60,6 +60,16 @@ impl LayerAttention<'_> {
             View::Bf16(k, _) => plan_in_tiles(q, k, patterns, tile, &options),
         }?;
         Ok(planned.into_iter().map(|(_, index)| index).collect())
+    }
+
+    /// The index of every query head under its pattern, for use with other prompts: see [`fix`].
+    pub fn fix(&self, patterns: &[Pattern]) -> Result<Vec<FixedHead>> {
+        let (q, tile) = (self.query_rows()?, self.kernel.tile());
+        Ok(match self.keys_and_values()? {
+            View::F32(k, _) => fix(q, k, patterns, tile, &self.options),
+            View::F16(k, _) => fix(q, k, patterns, tile, &self.options),
+            View::Bf16(k, _) => fix(q, k, patterns, tile, &self.options),
+        }?)
     }
 
     fn query_rows(&self) -> Result<Rows<'_, f32>> {

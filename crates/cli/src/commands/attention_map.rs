@@ -7,7 +7,7 @@ use serde_json::json;
 use speedread_attention::index::TileShape;
 use speedread_attention::{Options, Pattern, Rows, SparseIndex, plan_in_tiles};
 use speedread_engine::model::Model;
-use speedread_engine::session::{AttentionChoice, Session};
+use speedread_engine::session::Session;
 
 use crate::args::InspectArgs;
 use crate::canvas::{Canvas, Color, TEXT_HEIGHT};
@@ -38,12 +38,7 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     let prompt = prompt::fit(model, &text, 1, args.input.truncate, encode)?;
     let mut options = args.prefill.session(model, prompt.ids.len() + 1)?;
     options.chunk = None;
-    let pattern = match &options.attention {
-        AttentionChoice::Dense => Pattern::Dense,
-        AttentionChoice::Auto => Pattern::default_for(prompt.ids.len()),
-        AttentionChoice::Uniform(pattern) => *pattern,
-        AttentionChoice::PerHead(table) => table.for_tokens(prompt.ids.len())[layer][head],
-    };
+    let pattern = options.attention.patterns(layer, config.heads, prompt.ids.len())[head];
     let mut session = Session::new(model, options)?;
     let progress = bar(prompt.ids.len() as u64, "reading {bar:32} {pos}/{len} tokens  {per_sec}  {eta} left");
     let mut rows = None;

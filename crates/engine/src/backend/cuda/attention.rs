@@ -1,8 +1,10 @@
 //! Attention of a pass and of a decode step on the device.
 
 use half::bf16;
-use speedread_attention::cuda::{DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Snapshot, Workspace};
-use speedread_attention::{HeadReport, Options, Pattern, Recall};
+use speedread_attention::cuda::{
+    DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
+};
+use speedread_attention::{FixedHead, HeadReport, Heads, Options, Pattern, Recall, SparseIndex, plan_fixed};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
 use super::buffers::{CudaBuffer, CudaCache};
@@ -22,14 +24,25 @@ pub(super) struct AttentionState {
 /// What attention of a layer did, to be read when the device is done.
 #[derive(Debug)]
 pub(super) struct Pending {
-    heads: Snapshot,
+    heads: Reports,
     recall: Option<Vec<Recall>>,
+}
+
+/// What the heads of a layer did.
+#[derive(Debug)]
+enum Reports {
+    /// To be read from the device.
+    There(Snapshot),
+    Here(Vec<HeadReport>),
 }
 
 impl Pending {
     /// One entry a query head. Waits for the device.
     pub fn read(self, stream: &Stream) -> Result<Vec<HeadReport>> {
-        let mut heads = self.heads.read(stream)?;
+        let mut heads = match self.heads {
+            Reports::There(snapshot) => snapshot.read(stream)?,
+            Reports::Here(heads) => heads,
+        };
         if let Some(recall) = self.recall {
             heads.iter_mut().zip(recall).for_each(|(head, recall)| head.recall = Some(recall));
         }
@@ -50,7 +63,10 @@ struct Exchange {
 struct Layer<'a> {
     k: DeviceRows<'a, bf16>,
     v: DeviceRows<'a, bf16>,
+    /// Keys.
+    len: usize,
     heads: usize,
+    kv_heads: usize,
     /// Components of a head, and those that the kernels see.
     dim: usize,
     padded: usize,
@@ -73,7 +89,7 @@ impl AttentionState {
         cache: &CudaCache,
         layer: usize,
         len: usize,
-        patterns: &[Pattern],
+        heads: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<Pending> {
         if let Some(window) = options.window.filter(|&window| window < len) {
@@ -82,26 +98,23 @@ impl AttentionState {
         let stream = &context.stream;
         clock.mark(stream, Phase::Other)?;
         let layer = Layer::new(q, cache, layer, len, options.scale)?;
-        let recall = match options.audit {
-            None => {
-                self.attend(context, clock, q, rows, &layer, patterns, options.dense_fallback, None)?;
-                None
-            }
+        let (heads, recall) = match options.audit {
+            None => (self.attend(context, clock, q, rows, &layer, heads, options, None)?, None),
             Some(audit) => {
                 // The same queries twice; the second output replaces the first, and then the queries.
                 let mut lse = stream.alloc::<f32>(layer.heads * rows)?;
                 let dense = vec![Pattern::Dense; layer.heads];
-                self.attend(context, clock, q, rows, &layer, &dense, true, Some(lse.view_mut()))?;
+                self.attend(context, clock, q, rows, &layer, Heads::Patterns(&dense), options, Some(lse.view_mut()))?;
                 let all = stream.download(lse.view())?;
-                self.attend(context, clock, q, rows, &layer, patterns, options.dense_fallback, Some(lse.view_mut()))?;
+                let heads = self.attend(context, clock, q, rows, &layer, heads, options, Some(lse.view_mut()))?;
                 let kept = stream.download(lse.view())?;
                 let of_head = |(kept, all): (&[f32], &[f32])| audit.recall(kept, all);
-                Some(kept.chunks_exact(rows).zip(all.chunks_exact(rows)).map(of_head).collect())
+                (heads, Some(kept.chunks_exact(rows).zip(all.chunks_exact(rows)).map(of_head).collect()))
             }
         };
         self.buffers.replace(context, q, rows, &layer)?;
         clock.mark(stream, Phase::Attention)?;
-        Ok(Pending { heads: self.work.snapshot(stream)?, recall })
+        Ok(Pending { heads, recall })
     }
 
     /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).
@@ -126,7 +139,7 @@ impl AttentionState {
         self.buffers.replace(context, q, 1, &layer)
     }
 
-    /// Queues index building, and attention of `q` into the output buffer.
+    /// Queues index building where indexes are not fixed, and attention of `q` into the output buffer.
     #[allow(clippy::too_many_arguments)]
     fn attend(
         &mut self,
@@ -135,20 +148,55 @@ impl AttentionState {
         q: &CudaBuffer,
         rows: usize,
         layer: &Layer<'_>,
-        patterns: &[Pattern],
-        dense_fallback: bool,
+        heads: Heads<'_>,
+        options: &Options<'_>,
         lse: Option<ViewMut<'_, f32>>,
-    ) -> Result<()> {
+    ) -> Result<Reports> {
         let (stream, attention, work) = (&context.stream, &context.attention, &mut self.work);
         let (queries, out) = self.buffers.take(context, q, rows, layer)?;
         let queries = DeviceRows::contiguous(queries, rows, layer.heads, layer.padded)?;
         let mut out = DeviceRowsMut::contiguous(out, rows, layer.heads, layer.padded)?;
-        let options = DeviceOptions { scale: Some(layer.scale), dense_fallback };
-        attention.build_indexes(stream, queries, layer.k, patterns, &options, work)?;
-        clock.mark(stream, Phase::Index)?;
-        attention.attend_built(stream, queries, layer.k, layer.v, work, options.scale, &mut out, lse)?;
-        clock.mark(stream, Phase::Attention)
+        let scale = Some(layer.scale);
+        let reports = match heads {
+            Heads::Patterns(patterns) => {
+                let options = DeviceOptions { scale, dense_fallback: options.dense_fallback };
+                attention.build_indexes(stream, queries, layer.k, patterns, &options, work)?;
+                clock.mark(stream, Phase::Index)?;
+                attention.attend_built(stream, queries, layer.k, layer.v, work, scale, &mut out, lse)?;
+                Reports::There(work.snapshot(stream)?)
+            }
+            Heads::Fixed(fixed) => {
+                let (plan, reports) = plan(fixed, rows, layer, options)?;
+                let plan = plan.upload(stream)?;
+                clock.mark(stream, Phase::Index)?;
+                attention.attend(stream, queries, layer.k, layer.v, &plan, scale, &mut out, lse)?;
+                Reports::Here(reports)
+            }
+        };
+        clock.mark(stream, Phase::Attention)?;
+        Ok(reports)
     }
+}
+
+/// The work of fixed heads, laid out on the host, and what they will have done.
+fn plan(fixed: &[FixedHead], rows: usize, layer: &Layer<'_>, options: &Options<'_>) -> Result<(Plan, Vec<HeadReport>)> {
+    if rows != layer.len {
+        return Err(Error::Request(format!(
+            "{rows} of {} tokens with indexes of another prompt: those are for prompts that are read in one piece",
+            layer.len
+        )));
+    }
+    let planned = plan_fixed(fixed, rows, TILE, options)?;
+    let (ran, indexes): (Vec<Pattern>, Vec<_>) = planned.into_iter().unzip();
+    let plan = Plan::new(&indexes, layer.kv_heads, layer.padded)?;
+    let of_head = |((pattern, index), &tiles): ((Pattern, &SparseIndex), &u64)| HeadReport {
+        pattern,
+        tiles,
+        dense_tiles: index.total_dense_tiles(),
+        recall: None,
+    };
+    let reports = ran.into_iter().zip(&indexes).zip(plan.head_tiles()).map(of_head).collect();
+    Ok((plan, reports))
 }
 
 impl Exchange {
@@ -195,7 +243,7 @@ impl<'a> Layer<'a> {
         let (dim, padded) = (cache.shape().dim, cache.padded_dim());
         // What fills the heads up does not change a product of query and key, but must not count in the scale.
         let scale = scale.unwrap_or(1.0 / (dim as f32).sqrt());
-        Ok(Self { k, v, heads: q.columns / dim, dim, padded, scale })
+        Ok(Self { k, v, len, heads: q.columns / dim, kv_heads: cache.shape().heads, dim, padded, scale })
     }
 }
 

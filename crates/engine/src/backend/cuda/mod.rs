@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use speedread_attention::{Options, Pattern};
+use speedread_attention::{Heads, Options};
 use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
 
 use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role};
@@ -263,11 +263,11 @@ impl Backend for CudaBackend {
         cache: &CudaCache,
         layer: usize,
         len: usize,
-        patterns: &[Pattern],
+        heads: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<()> {
         let Self { context, clock, attention, .. } = self;
-        let pending = attention.prefill(context, clock, q, rows, cache, layer, len, patterns, options)?;
+        let pending = attention.prefill(context, clock, q, rows, cache, layer, len, heads, options)?;
         self.pending.push(pending);
         Ok(())
     }
