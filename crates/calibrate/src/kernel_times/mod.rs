@@ -113,11 +113,12 @@ impl KernelTimes {
             ),
         };
         let key = format!("{device} | {what} | {tokens} tokens | {}", env!("CARGO_PKG_VERSION"));
-        let mut known = read(cache)?;
-        if let Some(times) = known.get(&key) {
+        if let Some(times) = read(cache)?.get(&key) {
             return Ok(*times);
         }
         let times = Self::measure(place, shape)?;
+        // Read again: another process may have added its own meanwhile.
+        let mut known = read(cache)?;
         known.insert(key, times);
         write(cache, &known)?;
         Ok(times)
