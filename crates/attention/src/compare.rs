@@ -5,13 +5,13 @@
 
 use rayon::prelude::*;
 
+use crate::cpu::cache::Cache;
 use crate::cpu::panel::Panel;
 use crate::cpu::prefill::{Call, attend_tile};
-use crate::cpu::{TILE, cache::Cache};
 use crate::estimate::{self, Estimator};
-use crate::index::{SparseIndex, Visits};
+use crate::index::{SparseIndex, TileShape, Visits};
 use crate::prefill::{check, check_values};
-use crate::{Element, Error, Options, Pattern, Recall, Rows};
+use crate::{Element, Error, Kernel, Options, Pattern, Recall, Rows};
 
 /// What one query head runs.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +31,13 @@ pub struct Deviation {
     pub energy: f64,
     /// Share of attention mass kept.
     pub recall: Recall,
-    /// Key tiles that the whole head visits.
+    /// Key tiles that the whole head visits, in the kernel's tiles.
     pub visits: Visits,
 }
 
 /// Compares every plan of every query head with dense attention: `plans[plan][query head]` gives `[plan][query head]`.
+///
+/// The CPU computes, but in the tiles of `kernel`: a pattern whose budget counts tiles keeps other keys on another kind of device.
 ///
 /// Shapes as for [`prefill`](crate::prefill()). Rows are sampled as whole query tiles: `query_tiles` of them (all, if there are fewer), evenly
 /// spread, the last one always among them. No plan falls back to dense.
@@ -48,14 +50,16 @@ pub fn compare<T: Element>(
     v: Rows<'_, T>,
     plans: &[Vec<Plan<'_>>],
     query_tiles: usize,
+    kernel: Kernel,
     options: &Options<'_>,
 ) -> Result<Vec<Vec<Deviation>>, Error> {
     check_values(k, v)?;
     for heads in plans {
-        check_plans(q, k, heads, options)?;
+        check_plans(q, k, heads, kernel, options)?;
     }
     let group = q.heads() / k.heads();
-    let tiles = sampled_tiles(q.rows().div_ceil(TILE.queries), query_tiles);
+    let shape = kernel.tile();
+    let tiles = sampled_tiles(q.rows().div_ceil(shape.queries), query_tiles);
     let mut deviations = vec![Vec::with_capacity(q.heads()); plans.len()];
     // One key/value head at a time: its packed form is shared by the heads of its group.
     for kv_head in 0..k.heads() {
@@ -65,7 +69,7 @@ pub fn compare<T: Element>(
             let indexes: Vec<SparseIndex> = plans
                 .iter()
                 .map(|heads| match heads[head] {
-                    Plan::Pattern(pattern) => estimator.index(pattern, TILE),
+                    Plan::Pattern(pattern) => estimator.index(pattern, shape),
                     Plan::Index(index) => index.clone(),
                 })
                 .collect();
@@ -73,18 +77,19 @@ pub fn compare<T: Element>(
                 .par_iter()
                 .rev()
                 .with_max_len(1)
-                .map_init(|| Scratch::new(&call), |scratch, &tile| scratch.compare(&call, &indexes, head, tile))
+                .map_init(|| Scratch::new(&call, shape), |scratch, &tile| scratch.compare(&call, &indexes, head, tile))
                 .reduce_with(TileSums::merge)
                 .expect("at least one tile is sampled");
             if call.stopped() {
                 return Err(Error::Cancelled);
             }
-            for ((into, plan), index) in deviations.iter_mut().zip(&sums.plans).zip(&indexes) {
+            let visits: Vec<Visits> = indexes.par_iter().map(|index| kernel.visits(index)).collect();
+            for ((into, plan), visits) in deviations.iter_mut().zip(&sums.plans).zip(visits) {
                 into.push(Deviation {
                     error: plan.error,
                     energy: sums.energy,
                     recall: Recall { mean: plan.recall / sums.rows as f64, min: plan.least },
-                    visits: index.visits(),
+                    visits,
                 });
             }
         }
@@ -96,6 +101,7 @@ fn check_plans<T: Element>(
     q: Rows<'_, f32>,
     k: Rows<'_, T>,
     heads: &[Plan<'_>],
+    kernel: Kernel,
     options: &Options<'_>,
 ) -> Result<(), Error> {
     // An index has nothing to validate as a pattern; dense stands in for it.
@@ -110,11 +116,13 @@ fn check_plans<T: Element>(
     for (head, plan) in heads.iter().enumerate() {
         let Plan::Index(index) = plan else { continue };
         let (rows, start) = (q.rows(), k.rows() - q.rows());
-        if (index.rows(), index.start(), index.shape()) != (rows, start, TILE) {
+        if (index.rows(), index.start(), index.shape()) != (rows, start, kernel.tile()) {
             return Err(Error::Shape(format!(
-                "the index of head {head} is of {} rows from position {}, the queries are {rows} from {start}",
+                "the index of head {head} is of {} rows from position {} in tiles of {:?}; {rows} from {start} in tiles of {:?} are needed",
                 index.rows(),
-                index.start()
+                index.start(),
+                index.shape(),
+                kernel.tile()
             )));
         }
     }
@@ -157,6 +165,7 @@ impl TileSums {
 
 /// Buffers of a thread.
 struct Scratch {
+    shape: TileShape,
     panel: Panel,
     columns: Vec<usize>,
     /// Output of the rows of a tile, dense and under a plan.
@@ -165,13 +174,14 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new<T: Element>(call: &Call<'_, T>) -> Self {
+    fn new<T: Element>(call: &Call<'_, T>, shape: TileShape) -> Self {
         let dim = call.q.dim();
         Self {
-            panel: Panel::new(call.isa, TILE.queries, dim).with_window(call.window),
+            shape,
+            panel: Panel::new(call.isa, shape.queries, dim).with_window(call.window),
             columns: vec![],
-            dense: vec![0.0; TILE.queries * dim],
-            sparse: vec![0.0; TILE.queries * dim],
+            dense: vec![0.0; shape.queries * dim],
+            sparse: vec![0.0; shape.queries * dim],
         }
     }
 
@@ -184,7 +194,7 @@ impl Scratch {
     ) -> TileSums {
         let (q, dim) = (call.q, call.q.dim());
         let start = call.cache.k.rows() - q.rows();
-        let dense = estimate::dense(start, q.rows(), call.window, TILE);
+        let dense = estimate::dense(start, q.rows(), call.window, self.shape);
         let lanes = dense.positions(tile).len();
         let same = PlanSums { error: 0.0, recall: lanes as f64, least: 1.0 };
         let mut sums = TileSums { rows: lanes, energy: 0.0, plans: vec![same; indexes.len()] };
@@ -193,7 +203,7 @@ impl Scratch {
         }
         attend_tile(call, &mut self.panel, &mut self.columns, &dense, None, tile, head);
         let lse: Vec<f32> = (0..lanes).map(|lane| self.panel.lse(lane)).collect();
-        take_output(&self.panel, &mut self.dense, lanes);
+        take_output(&self.panel, &mut self.dense, lanes, dim);
         sums.energy = self.dense[..lanes * dim].iter().map(|&x| x as f64 * x as f64).sum();
         for (index, sums) in indexes.iter().zip(&mut sums.plans) {
             // Nothing to compute, nothing to lose.
@@ -203,7 +213,7 @@ impl Scratch {
             attend_tile(call, &mut self.panel, &mut self.columns, index, None, tile, head);
             let recalls = (0..lanes).map(|lane| (self.panel.lse(lane) as f64 - lse[lane] as f64).exp());
             (sums.recall, sums.least) = recalls.fold((0.0, f64::INFINITY), |(sum, least), r| (sum + r, least.min(r)));
-            take_output(&self.panel, &mut self.sparse, lanes);
+            take_output(&self.panel, &mut self.sparse, lanes, dim);
             let pairs = self.dense[..lanes * dim].iter().zip(&self.sparse);
             sums.error = pairs.map(|(&a, &b)| (a as f64 - b as f64).powi(2)).sum();
         }
@@ -212,8 +222,7 @@ impl Scratch {
 }
 
 /// Copies the first `lanes` rows of a panel's output.
-fn take_output(panel: &Panel, to: &mut [f32], lanes: usize) {
-    let dim = to.len() / TILE.queries;
+fn take_output(panel: &Panel, to: &mut [f32], lanes: usize, dim: usize) {
     to.chunks_exact_mut(dim).take(lanes).enumerate().for_each(|(lane, row)| panel.write_output(lane, row));
 }
 

@@ -21,7 +21,8 @@ pub struct TileShape {
     pub keys: usize,
 }
 
-/// Key tiles that a kernel visits, by how it reads them.
+/// Key tiles that a kernel visits, by how it reads them. A tile has as many keys as the index's [`TileShape`] says, and every query tile that
+/// visits it counts: 64 by 64 products on the CPU, 128 by 128 on CUDA devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Visits {
     /// Tiles of neighbouring keys: windows and blocks.

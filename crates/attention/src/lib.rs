@@ -37,7 +37,9 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 pub mod estimate;
+mod fixed;
 pub mod index;
+mod kernel;
 mod pattern;
 pub mod pattern_file;
 mod prefill;
@@ -45,8 +47,13 @@ pub mod reference;
 mod tensor;
 
 pub use error::Error;
+pub use fixed::{FixedHead, Heads, fix};
 pub use index::SparseIndex;
+pub use kernel::Kernel;
 pub use pattern::{Budget, FORMS, Pattern};
 pub use pattern_file::{PatternFile, PatternTable};
-pub use prefill::{Audit, HeadReport, Options, Recall, Report, build_indexes, decode, plan_in_tiles, prefill};
+pub use prefill::{
+    Audit, HeadReport, Options, Recall, Report, build_indexes, decode, plan_fixed, plan_in_tiles, prefill,
+    prefill_heads,
+};
 pub use tensor::{Element, Rows, RowsMut};

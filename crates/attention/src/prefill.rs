@@ -12,7 +12,7 @@ use crate::cpu::prefill::Call;
 use crate::cpu::{self, Isa, TILE};
 use crate::estimate::{self, Estimator};
 use crate::index::{SparseIndex, TileShape};
-use crate::{Element, Error, Pattern, Rows, RowsMut};
+use crate::{Element, Error, FixedHead, Heads, Pattern, Rows, RowsMut};
 
 /// Options of [`prefill`].
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +123,24 @@ pub fn plan_in_tiles<T: Element>(
 ) -> Result<Vec<(Pattern, SparseIndex)>, Error> {
     check(q, k, patterns, options)?;
     let call = Call::new(q, Cache::pack(options.isa(), k, k, 0..k.heads()), options);
-    Ok(plan(&call, patterns, 0..q.heads(), shape, options))
+    Ok(plan(&call, Heads::Patterns(patterns), 0..q.heads(), shape, options))
+}
+
+/// The index of every query head for a whole prompt of `rows` tokens, from those of another prompt, and the pattern that runs: dense after a
+/// fallback, which is as if the index came from the prompt itself.
+///
+/// # Errors
+/// [`Error::Shape`] when the indexes are in tiles of another size than `shape`.
+pub fn plan_fixed(
+    heads: &[FixedHead],
+    rows: usize,
+    shape: TileShape,
+    options: &Options<'_>,
+) -> Result<Vec<(Pattern, SparseIndex)>, Error> {
+    Heads::Fixed(heads).check(0, shape)?;
+    let dense = estimate::dense(0, rows, options.window, shape);
+    let index = |head: &FixedHead| head.index(rows, options.window);
+    Ok(heads.par_iter().map(|head| or_dense(head.pattern(), &dense, options, || index(head))).collect())
 }
 
 /// Causal attention of the last `q.rows()` positions of a sequence of `k.rows()` positions.
@@ -144,6 +161,22 @@ pub fn prefill<T: Element>(
     out: RowsMut<'_, f32>,
     lse: Option<&mut [f32]>,
 ) -> Result<Report, Error> {
+    prefill_heads(q, k, v, Heads::Patterns(patterns), options, out, lse)
+}
+
+/// As [`prefill`], of heads that may have their indexes from another prompt.
+///
+/// # Errors
+/// As for [`prefill`], and [`Error::Shape`] when such indexes are not for a whole prompt or not in [`cpu::TILE`]s.
+pub fn prefill_heads<T: Element>(
+    q: Rows<'_, f32>,
+    k: Rows<'_, T>,
+    v: Rows<'_, T>,
+    of_heads: Heads<'_>,
+    options: &Options<'_>,
+    out: RowsMut<'_, f32>,
+    lse: Option<&mut [f32]>,
+) -> Result<Report, Error> {
     check_values(k, v)?;
     if (out.rows, out.heads, out.dim) != (q.rows(), q.heads(), q.dim()) {
         return Err(Error::Shape(format!(
@@ -160,7 +193,8 @@ pub fn prefill<T: Element>(
     if let Some(lse) = lse.as_ref().filter(|lse| lse.len() != wanted) {
         return Err(Error::Shape(format!("the log-sum-exp has {} elements, {wanted} are needed", lse.len())));
     }
-    check(q, k, patterns, options)?;
+    check_shapes(q, k, of_heads.len(), options)?;
+    of_heads.check(k.rows() - q.rows(), TILE)?;
     let mut out = out;
     let mut own_lse = vec![];
     let lse = lse.unwrap_or_else(|| {
@@ -177,7 +211,7 @@ pub fn prefill<T: Element>(
         let heads = kv_heads.start * group..kv_heads.end * group;
         let first = heads.start;
         let call = Call::new(q, Cache::pack(options.isa(), k, v, kv_heads), options);
-        let (ran, indexes): (Vec<_>, Vec<_>) = plan(&call, patterns, heads.clone(), TILE, options).into_iter().unzip();
+        let (ran, indexes): (Vec<_>, Vec<_>) = plan(&call, of_heads, heads.clone(), TILE, options).into_iter().unzip();
         report.index_seconds += began.elapsed().as_secs_f64();
 
         let began = Instant::now();
@@ -245,6 +279,12 @@ pub(crate) fn check<T>(
     patterns: &[Pattern],
     options: &Options<'_>,
 ) -> Result<(), Error> {
+    check_shapes(q, k, patterns.len(), options)?;
+    patterns.iter().try_for_each(Pattern::validate)
+}
+
+/// Checks everything but the patterns, of which there are `heads`.
+fn check_shapes<T>(q: Rows<'_, f32>, k: Rows<'_, T>, heads: usize, options: &Options<'_>) -> Result<(), Error> {
     if options.window == Some(0) {
         return Err(Error::Shape("a sliding window of 0 keys: a query sees at least its own".into()));
     }
@@ -260,10 +300,10 @@ pub(crate) fn check<T>(
             k.dim()
         )));
     }
-    if patterns.len() != q.heads() {
-        return Err(Error::Shape(format!("{} patterns for {} query heads", patterns.len(), q.heads())));
+    if heads != q.heads() {
+        return Err(Error::Shape(format!("{heads} patterns for {} query heads", q.heads())));
     }
-    patterns.iter().try_for_each(Pattern::validate)
+    Ok(())
 }
 
 impl<'a, T: Element> Call<'a, T> {
@@ -276,28 +316,36 @@ impl<'a, T: Element> Call<'a, T> {
 /// Pattern that runs and index of each of the query heads `heads`.
 fn plan<T: Element>(
     call: &Call<'_, T>,
-    patterns: &[Pattern],
+    of_heads: Heads<'_>,
     heads: Range<usize>,
     shape: TileShape,
     options: &Options<'_>,
 ) -> Vec<(Pattern, SparseIndex)> {
     let (q, k) = (call.q, call.cache.k);
     let dense = estimate::dense(k.rows() - q.rows(), q.rows(), options.window, shape);
-    heads
-        .into_par_iter()
-        .map(|head| {
-            let pattern = patterns[head];
-            if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, &dense)) {
-                return (Pattern::Dense, dense.clone());
-            }
-            let index = Estimator::new(call, head).index(pattern, shape);
-            if options.dense_fallback && !cost::wins(&index, &dense) {
-                (Pattern::Dense, dense.clone())
-            } else {
-                (pattern, index)
-            }
-        })
-        .collect()
+    let index = |head: usize| match of_heads {
+        Heads::Patterns(patterns) => Estimator::new(call, head).index(patterns[head], shape),
+        Heads::Fixed(fixed) => fixed[head].index(q.rows(), options.window),
+    };
+    heads.into_par_iter().map(|head| or_dense(of_heads.pattern(head), &dense, options, || index(head))).collect()
+}
+
+/// A pattern and its index, or dense attention where that is asked for and costs no more.
+fn or_dense(
+    pattern: Pattern,
+    dense: &SparseIndex,
+    options: &Options<'_>,
+    index: impl FnOnce() -> SparseIndex,
+) -> (Pattern, SparseIndex) {
+    if pattern == Pattern::Dense || (options.dense_fallback && !cost::can_win(pattern, dense)) {
+        return (Pattern::Dense, dense.clone());
+    }
+    let index = index();
+    if options.dense_fallback && !cost::wins(&index, dense) {
+        (Pattern::Dense, dense.clone())
+    } else {
+        (pattern, index)
+    }
 }
 
 /// `count` rows of `rows`, evenly spread, ascending, the last one among them.

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! texts --dense prefill, layer by layer--> Q, K, V of every head
-//!   menu of candidates at a ladder of times   (menu, kernel_times: the kernel is timed on this device)
+//!   menu of candidates at a ladder of times   (menu, kernel_times: the kernel is timed on the model's device)
 //!   error of each candidate's attention output, recall, tiles   (measure; speedread_attention::compare)
 //!   one choice a head: per head at equal time, or all heads under one budget   (choose)
 //!   the chosen patterns, and others to compare with, on texts the search has not seen   (held_out)
 //! --> pattern file
 //! ```
+//!
+//! The search runs where the model does: the prefill and the timed kernel are the device's, and candidates are compared on the CPU in the tiles of
+//! the device's kernel, which their budgets count. Patterns found on one kind of device are therefore for that kind.
 //!
 //! Three things differ from the original: the error is that of the attention *output*, so values count; a candidate's cost is the kernel's
 //! time, not a number of lines; and several texts and prompt lengths are searched.
@@ -34,7 +37,7 @@ use speedread_engine::{Error, Result};
 
 use choose::{Choice, Limit};
 pub use held_out::Comparison;
-pub use kernel_times::{KernelTimes, Shape};
+pub use kernel_times::{KernelTimes, Place, Shape};
 use measure::{Journal, LayerMeasures};
 pub use menu::{Family, Lines};
 pub use target::{Objective, Search, Target};
@@ -243,13 +246,12 @@ fn check(request: &Request<'_>) -> Result<()> {
 
 fn plan(request: &Request<'_>, tokens: usize) -> Result<Plan> {
     let config = &request.model.config;
-    let shape = Shape {
-        tokens,
-        head_dim: config.head_dim,
-        group: config.heads / config.kv_heads,
-        isa: request.options.precision.attention(),
+    let shape = Shape { tokens, head_dim: config.head_dim, heads: config.heads, kv_heads: config.kv_heads };
+    let place = match request.model.cuda() {
+        None => Place::Cpu(request.options.precision.attention()),
+        Some(context) => Place::Cuda(context),
     };
-    let times = KernelTimes::of_device(request.device, shape, request.times)?;
+    let times = KernelTimes::of_device(request.device, place, shape, request.times)?;
     let seconds = |pattern| menu::most_seconds(pattern, tokens, &times);
     let target = match request.target {
         Target::Time(share) | Target::Density(share) => share * seconds(Pattern::Dense),
@@ -265,6 +267,7 @@ fn identity(request: &Request<'_>, plans: &[Plan]) -> Value {
         "model": request.model.fingerprint(),
         "texts": request.texts.iter().map(|text| json!([text.name, hash(text)])).collect::<Vec<_>>(),
         "kv": request.options.cache_type(request.model.device()).to_string(),
+        "kernel": request.model.device().kernel(),
         "precision": format!("{:?}", request.options.precision),
         "query_tiles": request.query_tiles,
         "lengths": plans.iter().map(|plan| json!([plan.tokens, plan.candidates])).collect::<Vec<_>>(),
@@ -428,6 +431,7 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
         "search": request.search,
         "objective": request.objective,
         "device": request.device,
+        "kernel": request.model.device().kernel(),
     });
     let lengths = request.lengths.iter().zip(found);
     let lengths = lengths.map(|(&tokens, layers)| SearchedLength { tokens, layers: layers.clone() }).collect();

@@ -5,8 +5,8 @@
 //! head more and another less.
 
 use serde::{Deserialize, Serialize};
-use speedread_attention::estimate::LAST_QUERIES;
-use speedread_attention::index::Visits;
+use speedread_attention::estimate::{FORCED_DIAGONALS, LAST_QUERIES};
+use speedread_attention::index::{Visits, cover};
 use speedread_attention::{Budget, Pattern};
 
 use crate::kernel_times::KernelTimes;
@@ -75,12 +75,12 @@ const SINK_SHARES: [f64; 2] = [0.0, 0.25];
 const PAPER_LINES: [(usize, usize); 4] = [(30, 2048), (100, 1800), (500, 1500), (3000, 200)];
 /// Factors on them.
 const LINE_FACTORS: [f64; 6] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
-/// Keys of a tile.
-const TILE: usize = 64;
 
-/// The patterns a search measures: dense first, then the uniform default, then every family's ladder, without repeats.
+/// The patterns a search measures: dense first, then the uniform default, then every family's ladder, without repeats. Budgets in tiles are in
+/// those of the timed kernel.
 pub fn menu(tokens: usize, target: f64, times: &KernelTimes, lines: Lines) -> Vec<Pattern> {
-    let tiles = tokens.div_ceil(TILE);
+    let keys = times.kernel.tile().keys;
+    let tiles = tokens.div_ceil(keys);
     let mut all = vec![Pattern::Dense, Pattern::default_for(tokens)];
     let mut add = |pattern: Pattern| {
         if !all.contains(&pattern) {
@@ -100,7 +100,7 @@ pub fn menu(tokens: usize, target: f64, times: &KernelTimes, lines: Lines) -> Ve
         for share in SINK_SHARES {
             step_up(&|budget| {
                 let sink = ((budget as f64 * share) as usize).max(1);
-                let (sink, local) = (sink * TILE, (budget - sink.min(budget)).max(1) * TILE);
+                let (sink, local) = (sink * keys, (budget - sink.min(budget)).max(1) * keys);
                 match lines {
                     // As under the other patterns with tile budgets, the user's question sees every key.
                     Lines::Tiles => Pattern::TriShape { sink, local, last: LAST_QUERIES },
@@ -137,24 +137,27 @@ pub fn menu(tokens: usize, target: f64, times: &KernelTimes, lines: Lines) -> Ve
 /// The most seconds that a head can take under a pattern, before any prompt is seen: query tile `t` has `t + 1` key tiles to choose from. A window
 /// far from the diagonal serves late query tiles only, so vertical-slash may take less; what it takes is known once it is measured.
 pub fn most_seconds(pattern: Pattern, tokens: usize, times: &KernelTimes) -> f64 {
-    let tiles = tokens.div_ceil(TILE) as u64;
+    // A query tile has as many rows as a key tile has keys.
+    let shape = times.kernel.tile();
+    let tiles = tokens.div_ceil(shape.keys) as u64;
     // Sum over query tiles of what is visited when each may visit `budget`, of those that are left.
     let capped = |budget: u64, taken: u64| (1..=tiles).map(|t| budget.min(t.saturating_sub(taken))).sum::<u64>();
     let visits = match pattern {
         Pattern::Dense => Visits { runs: capped(tiles, 0), gathered: 0 },
         Pattern::AShape { sink, local } | Pattern::TriShape { sink, local, .. } => {
             // A band of `local` keys reaches into one tile more.
-            let band = local.div_ceil(TILE) as u64 + 1;
+            let band = local.div_ceil(shape.keys) as u64 + 1;
             let tail = if matches!(pattern, Pattern::TriShape { .. }) { tiles.saturating_sub(band) } else { 0 };
-            Visits { runs: capped(band, 0) + tail, gathered: capped(sink.div_ceil(TILE) as u64, band) }
+            Visits { runs: capped(band, 0) + tail, gathered: capped(sink.div_ceil(shape.keys) as u64, band) }
         }
         Pattern::VerticalSlash { vertical, slash, budget } => {
             let (vertical, slash) = match budget {
                 Budget::Tiles => (vertical, slash),
-                Budget::Lines => (vertical.div_ceil(TILE), slash),
+                Budget::Lines => (vertical.div_ceil(shape.keys), slash),
             };
             // The nearest diagonals and the first columns are always kept; the last query tile sees everything.
-            let (vertical, slash) = (vertical.max(1) as u64, slash.max(3) as u64);
+            let nearest = cover(&(0..FORCED_DIAGONALS).collect::<Vec<_>>(), shape).len();
+            let (vertical, slash) = (vertical.max(1) as u64, slash.max(nearest) as u64);
             Visits { runs: capped(slash, 0) + tiles.saturating_sub(slash), gathered: capped(vertical, slash) }
         }
         Pattern::BlockSparse { blocks } => {
@@ -168,9 +171,10 @@ pub fn most_seconds(pattern: Pattern, tokens: usize, times: &KernelTimes) -> f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use speedread_attention::{Options, Rows, build_indexes};
+    use speedread_attention::{Kernel, Options, Rows, plan_in_tiles};
 
     const TIMES: KernelTimes = KernelTimes {
+        kernel: Kernel::Cpu,
         aligned_tile: 1.0,
         shifted_tile: 1.25,
         gathered_tile: 2.0,
@@ -225,19 +229,23 @@ mod tests {
         let data: Vec<f32> = (0..tokens * dim).map(|_| random()).collect();
         let rows = Rows::contiguous(&data, tokens, 1, dim).unwrap();
         let options = Options { dense_fallback: false, ..Options::default() };
-        for text in [
-            "dense",
-            "a-shape:64,640",
-            "tri-shape:64,640,64",
-            "vertical-slash-tiles:4,12",
-            "vertical-slash-tiles:0,16",
-            "block-sparse:10",
-        ] {
-            let pattern: Pattern = text.parse().unwrap();
-            let index = build_indexes(rows, rows, &[pattern], &options).unwrap().remove(0);
-            let (got, want) = (most_seconds(pattern, tokens, &TIMES), TIMES.head(pattern, index.visits()));
-            let least = if text.starts_with("vertical") { 0.5 } else { 0.85 };
-            assert!(want / got <= 1.02 && want / got >= least, "{text}: {got} {want}");
+        for kernel in [Kernel::Cpu, Kernel::Cuda] {
+            let times = KernelTimes { kernel, ..TIMES };
+            for text in [
+                "dense",
+                "a-shape:64,640",
+                "tri-shape:64,640,64",
+                "vertical-slash-tiles:4,12",
+                "vertical-slash-tiles:0,16",
+                "block-sparse:10",
+            ] {
+                let pattern: Pattern = text.parse().unwrap();
+                let planned = plan_in_tiles(rows, rows, &[pattern], kernel.tile(), &options).unwrap();
+                let visits = kernel.visits(&planned[0].1);
+                let (got, want) = (most_seconds(pattern, tokens, &times), times.head(pattern, visits));
+                let least = if text.starts_with("vertical") { 0.5 } else { 0.85 };
+                assert!(want / got <= 1.02 && want / got >= least, "{kernel:?} {text}: {got} {want}");
+            }
         }
     }
 }

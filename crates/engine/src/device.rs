@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::str::FromStr;
 
+use speedread_attention::Kernel;
+
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::gemm::Precision;
 use crate::backend::cuda::{CudaBackend, CudaContext, window_unsupported};
@@ -71,6 +73,14 @@ impl std::fmt::Display for DeviceKind {
 }
 
 impl DeviceKind {
+    /// Its attention kernel, whose tiles the budgets of patterns count.
+    pub fn kernel(self) -> Kernel {
+        match self {
+            Self::Cpu => Kernel::Cpu,
+            Self::Cuda => Kernel::Cuda,
+        }
+    }
+
     /// Element type of the key/value cache where none is asked for.
     pub fn default_kv(self) -> KvType {
         match self {
@@ -150,6 +160,14 @@ impl Placed {
         match self {
             Self::Cpu(_) => None,
             Self::Cuda(_, context) => Some(context.name()),
+        }
+    }
+
+    /// The CUDA device.
+    pub fn cuda(&self) -> Option<&CudaContext> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(_, context) => Some(context),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What attention of one layer is about to see: for pictures, studies, and the search of patterns.
 
 use speedread_attention::compare::{Deviation, Plan, compare};
-use speedread_attention::{Element, Options, Pattern, Rows, SparseIndex, build_indexes};
+use speedread_attention::{Element, FixedHead, Kernel, Options, Pattern, Rows, SparseIndex, fix, plan_in_tiles};
 
 use crate::Result;
 use crate::backend::HostView;
@@ -16,6 +16,7 @@ pub struct LayerAttention<'a> {
     pub(crate) heads: usize,
     pub(crate) rows: usize,
     pub(crate) view: HostView<'a>,
+    pub(crate) kernel: Kernel,
     pub(crate) options: Options<'a>,
 }
 
@@ -38,24 +39,36 @@ impl LayerAttention<'_> {
         Ok((queries, keys))
     }
 
-    /// How each of some plans strays from dense attention, `[plan][query head]`, over `query_tiles` query tiles: see [`compare`].
+    /// How each of some plans strays from dense attention, `[plan][query head]`, over `query_tiles` query tiles of the device's kernel: see
+    /// [`compare`].
     pub fn compare(&self, plans: &[Vec<Plan<'_>>], query_tiles: usize) -> Result<Vec<Vec<Deviation>>> {
         let q = self.query_rows()?;
         Ok(match self.keys_and_values()? {
-            View::F32(k, v) => compare(q, k, v, plans, query_tiles, &self.options),
-            View::F16(k, v) => compare(q, k, v, plans, query_tiles, &self.options),
-            View::Bf16(k, v) => compare(q, k, v, plans, query_tiles, &self.options),
+            View::F32(k, v) => compare(q, k, v, plans, query_tiles, self.kernel, &self.options),
+            View::F16(k, v) => compare(q, k, v, plans, query_tiles, self.kernel, &self.options),
+            View::Bf16(k, v) => compare(q, k, v, plans, query_tiles, self.kernel, &self.options),
         }?)
     }
 
-    /// The index of every query head under its pattern, without a fallback to dense.
+    /// The index of every query head under its pattern, in tiles of the device's kernel and without a fallback to dense.
     pub fn indexes(&self, patterns: &[Pattern]) -> Result<Vec<SparseIndex>> {
         let options = Options { dense_fallback: false, ..self.options };
-        let q = self.query_rows()?;
+        let (q, tile) = (self.query_rows()?, self.kernel.tile());
+        let planned = match self.keys_and_values()? {
+            View::F32(k, _) => plan_in_tiles(q, k, patterns, tile, &options),
+            View::F16(k, _) => plan_in_tiles(q, k, patterns, tile, &options),
+            View::Bf16(k, _) => plan_in_tiles(q, k, patterns, tile, &options),
+        }?;
+        Ok(planned.into_iter().map(|(_, index)| index).collect())
+    }
+
+    /// The index of every query head under its pattern, for use with other prompts: see [`fix`].
+    pub fn fix(&self, patterns: &[Pattern]) -> Result<Vec<FixedHead>> {
+        let (q, tile) = (self.query_rows()?, self.kernel.tile());
         Ok(match self.keys_and_values()? {
-            View::F32(k, _) => build_indexes(q, k, patterns, &options),
-            View::F16(k, _) => build_indexes(q, k, patterns, &options),
-            View::Bf16(k, _) => build_indexes(q, k, patterns, &options),
+            View::F32(k, _) => fix(q, k, patterns, tile, &self.options),
+            View::F16(k, _) => fix(q, k, patterns, tile, &self.options),
+            View::Bf16(k, _) => fix(q, k, patterns, tile, &self.options),
         }?)
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::backend::cuda::CudaContext;
 use crate::config::{ModelConfig, RopeTensors};
 use crate::device::{DeviceChoice, DeviceKind, Placed, Source};
 use crate::gguf::GgufFile;
@@ -137,6 +138,11 @@ impl Model {
     /// The name of the device it runs on; `None` for the CPU.
     pub fn device_name(&self) -> Option<&str> {
         self.placed.name()
+    }
+
+    /// The CUDA device it runs on; `None` for the CPU.
+    pub fn cuda(&self) -> Option<&CudaContext> {
+        self.placed.cuda()
     }
 
     /// Why it runs where it does, if that needs saying.

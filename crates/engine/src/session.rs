@@ -1,10 +1,11 @@
 //! One conversation with a model: a key/value cache that grows by prefills and decode steps.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use speedread_attention::{Audit, HeadReport, Options, Pattern, PatternTable};
+use speedread_attention::{Audit, FixedHead, HeadReport, Heads, Options, Pattern, PatternTable};
 
 pub use crate::backend::cpu::gemm::Precision;
 use crate::backend::{HostView, PassReport, Phase, Seconds};
@@ -30,9 +31,26 @@ pub enum AttentionChoice {
     Uniform(Pattern),
     /// A pattern per layer and query head, as a pattern file gives them.
     PerHead(PatternTable),
+    /// An index per layer and query head, taken from another prompt by [`Session::fix_indexes`]: for ablations.
+    Fixed(Arc<FixedIndexes>),
 }
 
+/// The indexes of all heads for one prompt, `[layer][query head]`, to read others with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FixedIndexes(Vec<Vec<FixedHead>>);
+
 impl AttentionChoice {
+    /// The patterns of the query heads of a layer for a prompt of `tokens`.
+    pub fn patterns(&self, layer: usize, heads: usize, tokens: usize) -> Vec<Pattern> {
+        match self {
+            Self::Dense => vec![Pattern::Dense; heads],
+            Self::Auto => vec![Pattern::default_for(tokens); heads],
+            Self::Uniform(pattern) => vec![*pattern; heads],
+            Self::PerHead(table) => table.for_tokens(tokens)[layer].clone(),
+            Self::Fixed(fixed) => fixed.0[layer].iter().map(FixedHead::pattern).collect(),
+        }
+    }
+
     /// The patterns of a layer's heads for a prompt of `tokens`, each combination of the model's layers at least once.
     pub(crate) fn distinct(&self, heads: usize, tokens: usize) -> Vec<Vec<Pattern>> {
         match self {
@@ -40,6 +58,7 @@ impl AttentionChoice {
             Self::Auto => vec![vec![Pattern::default_for(tokens); heads]],
             Self::Uniform(pattern) => vec![vec![*pattern; heads]],
             Self::PerHead(table) => table.for_tokens(tokens).to_vec(),
+            Self::Fixed(fixed) => (0..fixed.0.len()).map(|layer| self.patterns(layer, heads, tokens)).collect(),
         }
     }
 }
@@ -125,6 +144,18 @@ impl SessionOptions {
                     )));
                 }
                 table.all().try_for_each(Pattern::validate)?;
+            }
+            AttentionChoice::Fixed(fixed) => {
+                if self.chunk.is_some() {
+                    return Err(Error::Request(
+                        "indexes of another prompt are for prompts that are read in one piece; leave out --chunk"
+                            .into(),
+                    ));
+                }
+                let fits = |heads: &Vec<FixedHead>| heads.len() == config.heads;
+                if fixed.0.len() != config.layers || !fixed.0.iter().all(fits) {
+                    return Err(Error::Request("indexes of another model's heads".into()));
+                }
             }
             AttentionChoice::Dense | AttentionChoice::Auto => {}
         }
@@ -269,11 +300,29 @@ impl<'m> Session<'m> {
             ));
         }
         let (config, isa) = (&self.model.config, self.options.precision.attention());
+        let kernel = self.model.device().kernel();
         let mut look = |layer: usize, view: HostView<'_>| {
             let options = Options { cancel: Some(cancel), isa, window: config.window(layer), ..Options::default() };
-            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), view, options })
+            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), view, kernel, options })
         };
         self.run(ids, Some(&mut look), observer, cancel, &mut |_, _| Ok(())).map(|_| ())
+    }
+
+    /// Runs a prompt and keeps the index of every head, under the patterns that this session reads with, for use with other prompts on the
+    /// same kind of device: [`AttentionChoice::Fixed`]. The session is left as it was.
+    ///
+    /// # Errors
+    /// As [`visit_layers`](Self::visit_layers).
+    pub fn fix_indexes(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<FixedIndexes> {
+        let (attention, heads, mut layers) = (self.options.attention.clone(), self.model.config.heads, vec![]);
+        let mut visit = |layer: LayerAttention<'_>| {
+            layers.push(layer.fix(&attention.patterns(layer.layer, heads, ids.len()))?);
+            // The last layer's attention decides nothing any more.
+            let last = layers.len() == self.model.config.layers;
+            Ok(if last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        self.visit_layers(ids, &mut visit, &mut |_| {}, cancel)?;
+        Ok(FixedIndexes(layers))
     }
 
     /// Reads one token and returns the logits after it.
@@ -341,20 +390,20 @@ impl<'m> Session<'m> {
                     done_fraction: before + share(part.len()) * done,
                 });
             };
+            let tokens = start + part.len();
             let uniform = match &self.options.attention {
-                AttentionChoice::Dense => vec![Pattern::Dense; heads],
-                AttentionChoice::Auto => vec![Pattern::default_for(start + part.len()); heads],
-                AttentionChoice::Uniform(pattern) => vec![*pattern; heads],
-                AttentionChoice::PerHead(_) => vec![],
+                AttentionChoice::PerHead(_) | AttentionChoice::Fixed(_) => vec![],
+                all_alike => all_alike.patterns(0, heads, tokens),
             };
-            let patterns = |layer: usize| match &self.options.attention {
-                AttentionChoice::PerHead(table) => &table.for_tokens(start + part.len())[layer][..],
-                _ => &uniform[..],
+            let of_layer = |layer: usize| match &self.options.attention {
+                AttentionChoice::PerHead(table) => Heads::Patterns(&table.for_tokens(tokens)[layer]),
+                AttentionChoice::Fixed(fixed) => Heads::Fixed(&fixed.0[layer]),
+                _ => Heads::Patterns(&uniform),
             };
             let pass = Pass {
                 start,
                 rotary: (&self.frequencies.0, self.frequencies.1),
-                patterns: &patterns,
+                heads: &of_layer,
                 options: Options {
                     dense_fallback: self.options.dense_fallback,
                     audit: self.options.audit_rows.map(|rows| Audit { rows }),

@@ -9,6 +9,7 @@
 
 pub mod compare;
 mod error;
+mod fixed;
 pub mod format;
 pub mod header;
 pub mod infinitebench;

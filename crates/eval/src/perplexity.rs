@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use speedread_engine::model::Model;
 use speedread_engine::session::Session;
 
+use crate::fixed::Indexes;
 use crate::results::{Record, ResultsFile};
 use crate::runner::RunProgress;
 use crate::setting::Setting;
@@ -59,7 +60,7 @@ impl Record for Perplexity {
 /// Reads the first tokens of every text, at every length and with every setting that the file has not got yet. Returns what is new.
 ///
 /// # Errors
-/// When a text is shorter than a length or a length exceeds the model's context (before anything is run), the file cannot be written, or
+/// When a text is shorter than a length, a length exceeds the model's context or a static setting has no other text (before anything is run), the file cannot be written, or
 /// the caller asks to stop; what is in the file then stays.
 pub fn run(
     model: &Model,
@@ -84,24 +85,38 @@ pub fn run(
             longest.div_ceil(model.config.context)
         )));
     }
-    let mut work = vec![];
-    for (number, text) in texts.iter().enumerate() {
+    let mut all = vec![];
+    for text in texts {
         let ids = model.tokenizer.encode_prompt(&text.text, false)?;
         if ids.len() < longest {
             return Err(Error::Request(format!("{}: {} tokens, {longest} are needed", text.name, ids.len())));
         }
+        all.push(ids);
+    }
+    let mut work = vec![];
+    for (number, text) in texts.iter().enumerate() {
         for &length in lengths {
             for setting in settings {
                 let id = format!("{number}:{length}");
-                if !file.has(&id, &setting.name) {
-                    work.push((id, text, ids[..length].to_vec(), setting));
+                if file.has(&id, &setting.name) {
+                    continue;
                 }
+                if setting.fixed && texts.len() < 2 {
+                    return Err(Error::Request(format!(
+                        "{}: static settings take their indexes from another text, and there is one; give at least two",
+                        setting.name
+                    )));
+                }
+                // The first text gives the indexes for all others, and the second for the first.
+                let source = setting.fixed.then_some(usize::from(number == 0));
+                work.push((id, text, &all[number][..length], setting, source));
             }
         }
     }
-    let total_tokens = work.iter().map(|(_, _, ids, _)| ids.len() as u64).sum();
+    let total_tokens = work.iter().map(|(_, _, ids, ..)| ids.len() as u64).sum();
     let (total_answers, mut tokens, mut found) = (work.len(), 0, vec![]);
-    for (id, text, ids, setting) in work {
+    let mut indexes = Indexes::new(model);
+    for (id, text, ids, setting, source) in work {
         let given = found.len();
         let mut observe = |done: f64| {
             observer(RunProgress {
@@ -114,10 +129,17 @@ pub fn run(
             });
         };
         let mut losses = Vec::with_capacity(ids.len());
-        let mut session = Session::new(model, setting.session(ids.len()))?;
+        let options = match source {
+            None => setting.session(ids.len()),
+            Some(source) => {
+                let name = format!("{source}:{}", ids.len());
+                indexes.session(setting, ids.len(), &name, || Ok(all[source][..ids.len()].to_vec()), cancel)?
+            }
+        };
+        let mut session = Session::new(model, options)?;
         let vocab = model.config.vocab;
         let report = session.prefill_all_logits(
-            &ids,
+            ids,
             &mut |progress| observe(progress.done_fraction),
             cancel,
             &mut |first, rows| {

@@ -7,8 +7,9 @@ use std::time::Instant;
 use speedread_engine::generate::{FinishReason, generate};
 use speedread_engine::model::Model;
 use speedread_engine::sampler::{Sampler, SamplerOptions};
-use speedread_engine::session::Session;
+use speedread_engine::session::{Session, SessionOptions};
 
+use crate::fixed::{Indexes, Sources};
 use crate::prompt::{self, Encoded};
 use crate::results::{Answer, ResultsFile};
 use crate::sample::Sample;
@@ -36,7 +37,7 @@ pub struct RunProgress<'a> {
 /// for every setting. Returns the new answers.
 ///
 /// # Errors
-/// When a prompt does not fit the model (before anything is run), the file cannot be written, or the caller asks to stop; what is in the
+/// When a prompt does not fit the model or a static setting has no other prompt to take indexes from (before anything is run), the file cannot be written, or the caller asks to stop; what is in the
 /// file then stays.
 pub fn run(
     model: &Model,
@@ -49,20 +50,25 @@ pub fn run(
     let open = |file: &ResultsFile, sample: &Sample| -> Vec<usize> {
         (0..settings.len()).filter(|&i| !file.has(&sample.id, &settings[i].name)).collect()
     };
+    let sources = Sources::new(samples);
     let (mut work, mut ids) = (vec![], HashSet::new());
     for sample in samples {
         if !ids.insert(&sample.id) {
             return Err(Error::Request(format!("two samples have the id {}", sample.id)));
         }
-        let settings = open(file, sample);
-        if !settings.is_empty() {
-            work.push((sample, settings, prompt::encode(model, sample)?));
+        let open = open(file, sample);
+        if open.iter().any(|&i| settings[i].fixed) {
+            sources.of(sample)?;
+        }
+        if !open.is_empty() {
+            work.push((sample, open, prompt::encode(model, sample)?));
         }
     }
     let cost = |settings: &[usize], prompt: &Encoded| (settings.len() * prompt.ids.len()) as u64;
     let total_tokens = work.iter().map(|(_, settings, prompt)| cost(settings, prompt)).sum();
     let total_answers = work.iter().map(|(_, settings, _)| settings.len()).sum();
     let (mut tokens, mut answers) = (0, vec![]);
+    let mut indexes = Indexes::new(model);
     for (sample, open, prompt) in work {
         for setting in open.into_iter().map(|i| &settings[i]) {
             let given = answers.len();
@@ -76,7 +82,16 @@ pub fn run(
                     setting: &setting.name,
                 });
             };
-            let answer = answer(model, sample, setting, &prompt, &mut observe, cancel)?;
+            let room = prompt.ids.len() + sample.max_new_tokens;
+            let options = match setting.fixed {
+                false => setting.session(room),
+                true => {
+                    let source = sources.of(sample)?;
+                    let ids = || Ok(prompt::encode(model, source)?.ids);
+                    indexes.session(setting, room, &source.id, ids, cancel)?
+                }
+            };
+            let answer = answer(model, sample, &setting.name, options, &prompt, &mut observe, cancel)?;
             file.add(&answer)?;
             answers.push(answer);
             tokens += prompt.ids.len() as u64;
@@ -89,12 +104,13 @@ pub fn run(
 fn answer(
     model: &Model,
     sample: &Sample,
-    setting: &Setting,
+    setting: &str,
+    options: SessionOptions,
     prompt: &Encoded,
     observe: &mut dyn FnMut(f64),
     cancel: &AtomicBool,
 ) -> Result<Answer> {
-    let mut session = Session::new(model, setting.session(prompt.ids.len() + sample.max_new_tokens))?;
+    let mut session = Session::new(model, options)?;
     let began = Instant::now();
     let report = session.prefill(&prompt.ids, &mut |progress| observe(progress.done_fraction), cancel)?;
     let ttft_s = began.elapsed().as_secs_f64();
@@ -109,7 +125,7 @@ fn answer(
         task: sample.task.clone(),
         length: sample.length,
         depth: sample.depth,
-        setting: setting.name.clone(),
+        setting: setting.to_owned(),
         score: sample.score(&generation.text),
         answer: generation.text,
         prompt_tokens: report.tokens,

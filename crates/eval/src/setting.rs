@@ -20,6 +20,8 @@ pub struct Setting {
     pub options: SessionOptions,
     /// The pattern file it comes from.
     pub patterns: Option<PathBuf>,
+    /// Whether prompts are read with the indexes of another sample's prompt.
+    pub fixed: bool,
 }
 
 /// A setting as a file of results remembers it: the same reads the same way.
@@ -43,7 +45,12 @@ pub struct SettingIdentity {
 impl Setting {
     /// A setting by name: `base` with another attention.
     pub fn new(name: impl Into<String>, attention: AttentionChoice, base: &SessionOptions) -> Self {
-        Setting { name: name.into(), options: SessionOptions { attention, ..base.clone() }, patterns: None }
+        Setting {
+            name: name.into(),
+            options: SessionOptions { attention, ..base.clone() },
+            patterns: None,
+            fixed: false,
+        }
     }
 
     /// A setting with the patterns of a file, checked against the model.
@@ -58,6 +65,21 @@ impl Setting {
             .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
         let attention = AttentionChoice::PerHead(table);
         Ok(Setting { patterns: Some(path.to_owned()), ..Setting::new(name, attention, base) })
+    }
+
+    /// The same with the indexes of another sample's prompt of the same task and length: columns, diagonals and key tiles are chosen for that
+    /// one. The name must say so.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it reads in chunks.
+    pub fn fixed(self) -> Result<Self> {
+        if self.options.chunk.is_some() {
+            return Err(Error::Request(format!(
+                "{}: indexes of another prompt are for prompts that are read in one piece; leave out --chunk",
+                self.name
+            )));
+        }
+        Ok(Setting { fixed: true, ..self })
     }
 
     /// What a file of results remembers of it, where it runs on a device of this kind.

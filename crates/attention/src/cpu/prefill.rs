@@ -1,5 +1,6 @@
 //! Attention of a prompt over the heads' sparse indexes.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
@@ -113,7 +114,8 @@ impl<T: Element> Columns<T> {
     }
 }
 
-/// Leaves output and log-sum-exp of query tile `tile` in `panel`. `gathered` are the index's columns, if they were gathered beforehand.
+/// Leaves output and log-sum-exp of query tile `tile` in `panel`, which has a lane for each of its rows. `gathered` are the index's columns, if
+/// they were gathered beforehand; the index is then in tiles of [`TILE`].
 pub(crate) fn attend_tile<T: Element>(
     call: &Call<'_, T>,
     panel: &mut Panel,
@@ -129,9 +131,11 @@ pub(crate) fn attend_tile<T: Element>(
     panel.set_queries(positions.map(|p| (p, call.q.row(p - index.start(), head))), call.scale);
     // Keys before this one are out of every row's window.
     let nearest = (m0 + 1).saturating_sub(call.window.unwrap_or(usize::MAX));
-    for span in index.spans(tile).filter(|span| span.end > nearest) {
-        let first = (span.end > m0 + 1).then_some(span.start);
-        panel.step(&call.cache, kv_head, &Keys::Run(span), first);
+    // The tiles of another kernel are wider than a step.
+    let steps = |span: Range<usize>| span.clone().step_by(KEYS).map(move |first| first..(first + KEYS).min(span.end));
+    for keys in index.spans(tile).flat_map(steps).filter(|keys| keys.end > nearest) {
+        let first = (keys.end > m0 + 1).then_some(keys.start);
+        panel.step(&call.cache, kv_head, &Keys::Run(keys), first);
     }
     columns.clear();
     index.live_columns(tile, columns);

@@ -56,7 +56,7 @@ pub(crate) fn dense(start: usize, rows: usize, window: Option<usize>, shape: Til
 }
 
 /// Sinks and a local band: known without looking at the prompt.
-fn a_shape(start: usize, rows: usize, sink: usize, local: usize, shape: TileShape) -> SparseIndex {
+pub(crate) fn a_shape(start: usize, rows: usize, sink: usize, local: usize, shape: TileShape) -> SparseIndex {
     let len = start + rows;
     let diagonals: Vec<usize> = (0..local.min(len)).collect();
     SparseIndex::from_lines(start, rows, shape, &diagonals, (0..sink.min(len)).collect())

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use speedread_attention::Pattern;
 
 use super::{Attention, ModelArgs, ReadingArgs, parse_attention};
 
@@ -17,7 +18,8 @@ Every answer is added to the file of results at once; the same command goes on w
 
 const TASK_EXAMPLES: &str = "Examples:
   speedread eval ruler ruler-8k/*.jsonl -o results.jsonl
-  speedread eval ruler niah_multikey_1.jsonl vt.jsonl --samples 25 --attention dense --attention patterns:mine.json -o results.jsonl";
+  speedread eval ruler niah_multikey_1.jsonl vt.jsonl --samples 25 --attention dense --attention patterns:mine.json -o results.jsonl
+  speedread eval ruler ruler-8k/*.jsonl --attention dense --attention auto --attention static:auto -o results.jsonl";
 
 const LONGBENCH_EXAMPLES: &str = "Prompts:
   A JSON object of data sets and their prompts, with the places {context} and {input}. LongBench's own config/dataset2prompt.json is one.
@@ -80,8 +82,9 @@ pub enum EvalCommand {
 pub struct SettingArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// A way to read, as in the other commands, or patterns:FILE for a pattern file of `speedread calibrate` or MInference; repeat it to
-    /// compare, drops are against the first [default: dense and auto]
+    /// A way to read, as in the other commands, or patterns:FILE for a pattern file of `speedread calibrate` or MInference; static: before
+    /// either takes the indexes from another sample's prompt, as an ablation. Repeat it to compare, drops are against the first [default:
+    /// dense and auto]
     #[arg(long, value_name = "SETTING", value_parser = parse_setting)]
     pub attention: Vec<Setting>,
     #[command(flatten)]
@@ -95,6 +98,8 @@ pub struct Setting {
     pub name: String,
     /// What it says.
     pub attention: SettingAttention,
+    /// Whether indexes come from another sample's prompt.
+    pub fixed: bool,
 }
 
 /// What `--attention` of `eval` says.
@@ -107,12 +112,19 @@ pub enum SettingAttention {
 }
 
 pub fn parse_setting(text: &str) -> Result<Setting, String> {
-    let attention = match text.strip_prefix("patterns:") {
+    let (fixed, way) = text.strip_prefix("static:").map_or((false, text), |way| (true, way));
+    let attention = match way.strip_prefix("patterns:") {
         Some("") => return Err("patterns: needs a file, as in patterns:mine.json".into()),
         Some(path) => SettingAttention::File(path.into()),
-        None => SettingAttention::Of(parse_attention(text).map_err(|forms| format!("{forms}, patterns:FILE"))?),
+        None => {
+            let forms = |forms| format!("{forms}, patterns:FILE, and static: before one of them");
+            SettingAttention::Of(parse_attention(way).map_err(forms)?)
+        }
     };
-    Ok(Setting { name: text.to_owned(), attention })
+    if fixed && attention == SettingAttention::Of(Attention::Pattern(Pattern::Dense)) {
+        return Err("static:dense: dense attention has no index that another prompt could give".into());
+    }
+    Ok(Setting { name: text.to_owned(), attention, fixed })
 }
 
 /// Which samples of the data.
@@ -251,7 +263,11 @@ mod tests {
         assert_eq!(parse_setting("patterns:a/b.json").unwrap().attention, SettingAttention::File("a/b.json".into()));
         assert_eq!(parse_setting("auto").unwrap().attention, SettingAttention::Of(Attention::Auto));
         assert_eq!(parse_setting("a-shape:4,64").unwrap().name, "a-shape:4,64");
-        for wrong in ["patterns:", "slash:1", ""] {
+        let fixed = parse_setting("static:patterns:static:x").unwrap();
+        assert_eq!((fixed.fixed, &fixed.name[..]), (true, "static:patterns:static:x"));
+        assert_eq!(fixed.attention, SettingAttention::File("static:x".into()));
+        assert!(parse_setting("static:dense").unwrap_err().contains("no index"));
+        for wrong in ["patterns:", "slash:1", "", "static:", "static:patterns:", "static:static:auto"] {
             assert!(parse_setting(wrong).unwrap_err().contains("patterns"), "{wrong}");
         }
     }

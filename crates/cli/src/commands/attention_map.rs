@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use speedread_attention::{Options, Pattern, Rows, SparseIndex, build_indexes};
+use speedread_attention::index::TileShape;
+use speedread_attention::{Options, Pattern, Rows, SparseIndex, plan_in_tiles};
 use speedread_engine::model::Model;
-use speedread_engine::session::{AttentionChoice, Session};
+use speedread_engine::session::Session;
 
 use crate::args::InspectArgs;
 use crate::canvas::{Canvas, Color, TEXT_HEIGHT};
@@ -37,12 +38,7 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     let prompt = prompt::fit(model, &text, 1, args.input.truncate, encode)?;
     let mut options = args.prefill.session(model, prompt.ids.len() + 1)?;
     options.chunk = None;
-    let pattern = match &options.attention {
-        AttentionChoice::Dense => Pattern::Dense,
-        AttentionChoice::Auto => Pattern::default_for(prompt.ids.len()),
-        AttentionChoice::Uniform(pattern) => *pattern,
-        AttentionChoice::PerHead(table) => table.for_tokens(prompt.ids.len())[layer][head],
-    };
+    let pattern = options.attention.patterns(layer, config.heads, prompt.ids.len())[head];
     let mut session = Session::new(model, options)?;
     let progress = bar(prompt.ids.len() as u64, "reading {bar:32} {pos}/{len} tokens  {per_sec}  {eta} left");
     let mut rows = None;
@@ -62,7 +58,7 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     visited?;
     let (q, k) = rows.context("the layer was not reached")?;
     let view = |rows| Rows::contiguous(rows, prompt.ids.len(), 1, config.head_dim);
-    let picture = Picture::new(view(&q)?, view(&k)?, pattern)?;
+    let picture = Picture::new(view(&q)?, view(&k)?, pattern, model.device().kernel().tile())?;
     let title = format!(
         "layer {layer} head {head}: {} tokens, {pattern}, {:.1} % of dense attention, {:.2} % of its mass kept",
         prompt.ids.len(),
@@ -95,11 +91,11 @@ struct Picture {
 }
 
 impl Picture {
-    /// Of the queries and keys of one head.
-    fn new(q: Rows<'_, f32>, k: Rows<'_, f32>, pattern: Pattern) -> anyhow::Result<Self> {
+    /// Of the queries and keys of one head, in the tiles of the kernel that would run.
+    fn new(q: Rows<'_, f32>, k: Rows<'_, f32>, pattern: Pattern, tile: TileShape) -> anyhow::Result<Self> {
         let n = q.rows();
         let options = Options { dense_fallback: false, ..Options::default() };
-        let index = build_indexes(q, k, &[pattern], &options)?.pop().context("one head, one index")?;
+        let (_, index) = plan_in_tiles(q, k, &[pattern], tile, &options)?.pop().context("one head, one index")?;
         let side = SIDE.min(n);
         let mut picture = Picture {
             side,
@@ -185,6 +181,7 @@ fn color(mass: f64, kept: f64) -> Color {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use speedread_attention::cpu::TILE;
 
     #[test]
     fn colours_tell_strength_and_keeping() {
@@ -199,13 +196,13 @@ mod tests {
         let (rows, dim) = (100, 8);
         let q: Vec<f32> = (0..rows * dim).map(|i| ((i * 37) % 11) as f32 / 5.0 - 1.0).collect();
         let rows = Rows::contiguous(&q, rows, 1, dim).unwrap();
-        let picture = Picture::new(rows, rows, Pattern::Dense).unwrap();
+        let picture = Picture::new(rows, rows, Pattern::Dense, TILE).unwrap();
         assert!((picture.recall - 1.0).abs() < 1e-9 && picture.density == 1.0);
         // Every line's attention adds up.
         for line in picture.mass.chunks(picture.side) {
             assert!((line.iter().sum::<f64>() - 1.0).abs() < 1e-9);
         }
-        let narrow = Picture::new(rows, rows, Pattern::AShape { sink: 1, local: 1 }).unwrap();
+        let narrow = Picture::new(rows, rows, Pattern::AShape { sink: 1, local: 1 }, TILE).unwrap();
         assert!(narrow.recall < 0.999);
     }
 }

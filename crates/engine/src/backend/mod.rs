@@ -11,7 +11,7 @@ mod phases;
 use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
 
-use speedread_attention::{Options, Pattern};
+use speedread_attention::{Heads, Options};
 
 use crate::Result;
 use crate::kv_cache::{CacheShape, KvCache};
@@ -183,7 +183,7 @@ pub trait Backend: Sized + Send {
         cache: &Self::Cache,
         layer: usize,
         len: usize,
-        patterns: &[Pattern],
+        heads: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<()>;
     /// [`attend`](Self::attend) for one new token: dense over the nearest `window` keys (`None` = all), without a report.

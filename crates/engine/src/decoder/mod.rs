@@ -10,7 +10,7 @@ mod weights;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use speedread_attention::{Options, Pattern};
+use speedread_attention::{Heads, Options};
 
 use crate::backend::{Backend, BlockSize, HeadShape, HostView, PassReport, Phase, Product, Role};
 use crate::config::ModelConfig;
@@ -86,8 +86,8 @@ pub(crate) struct Pass<'a> {
     pub start: usize,
     /// Frequencies of the rotary embedding, and the factor on cosines and sines.
     pub rotary: (&'a [f64], f64),
-    /// The patterns of a layer's query heads.
-    pub patterns: &'a dyn Fn(usize) -> &'a [Pattern],
+    /// What a layer's query heads look at.
+    pub heads: &'a dyn Fn(usize) -> Heads<'a>,
     /// Options of attention; its cancel flag stops the pass between blocks too.
     pub options: Options<'a>,
     /// Looks at what attention is about to see.
@@ -161,7 +161,7 @@ impl<B: Backend> Decoder<B> {
                 }
             }
             let options = Options { window: self.config.window(n), ..pass.options };
-            backend.attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.patterns)(n), &options).map_err(
+            backend.attend(&mut work.q, rows, cache, n, pass.start + rows, (pass.heads)(n), &options).map_err(
                 |error| match error {
                     Error::Attention(speedread_attention::Error::Cancelled) => Error::Cancelled,
                     other => other,

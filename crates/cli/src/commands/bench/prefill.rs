@@ -85,6 +85,7 @@ pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
                 AttentionChoice::Uniform(pattern) => pattern.to_string(),
                 AttentionChoice::Dense => "dense".to_owned(),
                 AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
+                AttentionChoice::Fixed(_) => "static".to_owned(),
             },
             "device": model.device_name(),
             "kernel": args.prefill.reading.precision.kernel().name(),

@@ -8,7 +8,6 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 use speedread_calibrate::{LengthResult, Lines, Request, Text, calibrate, remove_journal};
-use speedread_engine::device::DeviceKind;
 use speedread_engine::hub::Cache;
 use speedread_engine::model::Model;
 use speedread_engine::session::SessionOptions;
@@ -25,11 +24,6 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let documents = input::gather(&args.files)?;
     let held_out = if args.held_out.is_empty() { vec![] } else { input::gather(&args.held_out)? };
     let model = open_model(&args.model, interrupt)?;
-    anyhow::ensure!(
-        model.device() == DeviceKind::Cpu,
-        "patterns are searched with kernel times of the CPU, not of {}; add --device cpu",
-        model.device_name().unwrap_or("this device")
-    );
     let mut lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
     if lengths.is_empty() {
         lengths.push(DEFAULT_LENGTH.min(model.config.context));
@@ -47,7 +41,10 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
             "note: the texts have no second part of {longest} tokens, and there is no --held-out: nothing to compare on"
         );
     }
-    let device = output::cpu().unwrap_or_else(|| std::env::consts::ARCH.into());
+    let device = match model.device_name() {
+        Some(name) => name.to_owned(),
+        None => output::cpu().unwrap_or_else(|| std::env::consts::ARCH.into()),
+    };
     let journal = journal_path(&args.output);
     let request = Request {
         model: &model,

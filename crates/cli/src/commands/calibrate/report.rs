@@ -77,8 +77,8 @@ pub fn markdown(found: &Calibration, model: &str, target: Target) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use speedread_attention::PatternFile;
     use speedread_attention::pattern_file::minference::MInferenceFile;
+    use speedread_attention::{Kernel, PatternFile};
     use speedread_calibrate::{KernelTimes, LengthResult};
 
     #[test]
@@ -86,6 +86,7 @@ mod tests {
         let head =
             |pattern: &str, error| SearchedHead { pattern: pattern.parse().unwrap(), error, recall: 0.5, time: 0.25 };
         let times = KernelTimes {
+            kernel: Kernel::Cpu,
             aligned_tile: 1.0,
             shifted_tile: 1.0,
             gathered_tile: 1.0,

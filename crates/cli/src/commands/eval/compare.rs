@@ -21,7 +21,7 @@ pub fn run(mut args: CompareArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let chosen = &mut args.settings.attention;
     if !chosen.is_empty() {
         chosen.retain(|setting| setting.attention != dense);
-        chosen.insert(0, Setting { name: "dense".into(), attention: dense });
+        chosen.insert(0, Setting { name: "dense".into(), attention: dense, fixed: false });
     }
     let (model, settings) = super::open(&args.settings, interrupt)?;
     let job = tasks::job(&model, &settings, from, &args.samples, &output, interrupt);

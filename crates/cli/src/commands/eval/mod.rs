@@ -49,9 +49,12 @@ fn settings(args: &SettingArgs, model: &Model) -> anyhow::Result<Vec<Setting>> {
         false => args.attention.clone(),
     };
     let base = args.reading.session(0);
-    let setting = |chosen: crate::args::eval::Setting| match chosen.attention {
-        SettingAttention::Of(attention) => Ok(Setting::new(chosen.name, attention.choice(), &base)),
-        SettingAttention::File(path) => Ok(Setting::from_file(chosen.name, &path, &base, model)?),
+    let setting = |chosen: crate::args::eval::Setting| {
+        let setting = match chosen.attention {
+            SettingAttention::Of(attention) => Setting::new(chosen.name, attention.choice(), &base),
+            SettingAttention::File(path) => Setting::from_file(chosen.name, &path, &base, model)?,
+        };
+        Ok(if chosen.fixed { setting.fixed()? } else { setting })
     };
     chosen.into_iter().map(setting).collect()
 }

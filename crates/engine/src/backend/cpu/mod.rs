@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use speedread_attention::{HeadReport, Options, Pattern, Rows, RowsMut};
+use speedread_attention::{HeadReport, Heads, Options, Rows, RowsMut, prefill_heads};
 
 use super::{Backend, BlockSize, HeadShape, HostCache, HostClock, HostView, PassReport, Phase, Product, Role};
 use crate::kv_cache::{CacheShape, KvCache, View};
@@ -300,7 +300,7 @@ impl Backend for CpuBackend {
         cache: &KvCache,
         layer: usize,
         len: usize,
-        patterns: &[Pattern],
+        of_heads: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<()> {
         // A few heads at a time, so that the output needs only a part of the size of q before it replaces q.
@@ -308,7 +308,7 @@ impl Backend for CpuBackend {
         let (dim, width) = (shape.dim, q.columns);
         let group = width / (shape.heads * dim);
         let step = Self::kv_heads_per_call(shape.heads, group);
-        let mut heads_done = Vec::with_capacity(patterns.len());
+        let mut heads_done = Vec::with_capacity(of_heads.len());
         for first in (0..shape.heads).step_by(step) {
             let kv_heads = step.min(shape.heads - first);
             let heads = kv_heads * group;
@@ -316,11 +316,11 @@ impl Backend for CpuBackend {
             self.temporary.resize(rows * columns, 0.0);
             let queries = Rows::new(&q.data[column..rows * width], rows, heads, dim, width, dim)?;
             let out = RowsMut::contiguous(&mut self.temporary[..rows * columns], rows, heads, dim)?;
-            let patterns = &patterns[first * group..first * group + heads];
+            let of_heads = of_heads.slice(first * group..first * group + heads);
             let report = match cache.view(layer, first, kv_heads, len)? {
-                View::F32(k, v) => speedread_attention::prefill(queries, k, v, patterns, options, out, None),
-                View::F16(k, v) => speedread_attention::prefill(queries, k, v, patterns, options, out, None),
-                View::Bf16(k, v) => speedread_attention::prefill(queries, k, v, patterns, options, out, None),
+                View::F32(k, v) => prefill_heads(queries, k, v, of_heads, options, out, None),
+                View::F16(k, v) => prefill_heads(queries, k, v, of_heads, options, out, None),
+                View::Bf16(k, v) => prefill_heads(queries, k, v, of_heads, options, out, None),
             }?;
             let attended = &self.temporary[..rows * columns];
             per_rows(q.rows_mut(0..rows), width, |first, q| {

@@ -1,8 +1,10 @@
 //! Attention of a pass and of a decode step on the device.
 
 use half::bf16;
-use speedread_attention::cuda::{DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Snapshot, Workspace};
-use speedread_attention::{HeadReport, Options, Pattern, Recall};
+use speedread_attention::cuda::{
+    DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
+};
+use speedread_attention::{FixedHead, HeadReport, Heads, Options, Pattern, Recall, SparseIndex, plan_fixed};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
 use super::buffers::CudaBuffer;
@@ -24,14 +26,25 @@ pub(super) struct AttentionState {
 /// What attention of a layer did, to be read when the device is done.
 #[derive(Debug)]
 pub(super) struct Pending {
-    heads: Snapshot,
+    heads: Reports,
     recall: Option<Vec<Recall>>,
+}
+
+/// What the heads of a layer did.
+#[derive(Debug)]
+enum Reports {
+    /// To be read from the device.
+    There(Snapshot),
+    Here(Vec<HeadReport>),
 }
 
 impl Pending {
     /// One entry a query head. Waits for the device.
     pub fn read(self, stream: &Stream) -> Result<Vec<HeadReport>> {
-        let mut heads = self.heads.read(stream)?;
+        let mut heads = match self.heads {
+            Reports::There(snapshot) => snapshot.read(stream)?,
+            Reports::Here(heads) => heads,
+        };
         if let Some(recall) = self.recall {
             heads.iter_mut().zip(recall).for_each(|(head, recall)| head.recall = Some(recall));
         }
@@ -50,7 +63,7 @@ struct Exchange {
 
 /// The query heads of a layer, and how they see its keys.
 #[derive(Clone, Copy)]
-struct Heads {
+struct QueryHeads {
     count: usize,
     /// Components of a head, and those that the kernels see.
     dim: usize,
@@ -63,10 +76,13 @@ struct Call<'a> {
     context: &'a CudaContext,
     q: &'a CudaBuffer,
     rows: usize,
-    heads: Heads,
+    heads: QueryHeads,
     k: DeviceRows<'a, bf16>,
     v: DeviceRows<'a, bf16>,
-    dense_fallback: bool,
+    /// Keys, and the heads they are of.
+    len: usize,
+    kv_heads: usize,
+    options: &'a Options<'a>,
 }
 
 impl AttentionState {
@@ -86,38 +102,35 @@ impl AttentionState {
         cache: &CudaCache,
         layer: usize,
         len: usize,
-        patterns: &[Pattern],
+        chosen: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<Pending> {
         if let Some(window) = options.window.filter(|&window| window < len) {
             return Err(window_unsupported(window, len));
         }
         let stream = &context.stream;
-        let heads = Heads::new(q, cache, options.scale);
+        let heads = QueryHeads::new(q, cache, options.scale);
         let Self { work, buffers, wide, .. } = self;
         let [k, v] = cache.bf16_rows(context, wide, layer, len)?;
         clock.mark(stream, Phase::Other)?;
-        let call = Call { context, q, rows, heads, k, v, dense_fallback: options.dense_fallback };
-        let recall = match options.audit {
-            None => {
-                call.attend(clock, work, buffers, patterns, None)?;
-                None
-            }
+        let call = Call { context, q, rows, heads, k, v, len, kv_heads: cache.shape().heads, options };
+        let (reports, recall) = match options.audit {
+            None => (call.attend(clock, work, buffers, chosen, None)?, None),
             Some(audit) => {
                 // The same queries twice; the second output replaces the first, and then the queries.
                 let mut lse = stream.alloc::<f32>(heads.count * rows)?;
                 let dense = vec![Pattern::Dense; heads.count];
-                call.attend(clock, work, buffers, &dense, Some(lse.view_mut()))?;
+                call.attend(clock, work, buffers, Heads::Patterns(&dense), Some(lse.view_mut()))?;
                 let all = stream.download(lse.view())?;
-                call.attend(clock, work, buffers, patterns, Some(lse.view_mut()))?;
+                let reports = call.attend(clock, work, buffers, chosen, Some(lse.view_mut()))?;
                 let kept = stream.download(lse.view())?;
                 let of_head = |(kept, all): (&[f32], &[f32])| audit.recall(kept, all);
-                Some(kept.chunks_exact(rows).zip(all.chunks_exact(rows)).map(of_head).collect())
+                (reports, Some(kept.chunks_exact(rows).zip(all.chunks_exact(rows)).map(of_head).collect()))
             }
         };
         buffers.replace(context, q, rows, heads)?;
         clock.mark(stream, Phase::Attention)?;
-        Ok(Pending { heads: work.snapshot(stream)?, recall })
+        Ok(Pending { heads: reports, recall })
     }
 
     /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).
@@ -130,7 +143,7 @@ impl AttentionState {
         len: usize,
         window: Option<usize>,
     ) -> Result<()> {
-        let heads = Heads::new(q, cache, None);
+        let heads = QueryHeads::new(q, cache, None);
         let near = window.unwrap_or(len);
         let (stream, attention) = (&context.stream, &context.attention);
         let (queries, out) = self.buffers.take(context, q, 1, heads)?;
@@ -150,25 +163,60 @@ impl AttentionState {
 }
 
 impl Call<'_> {
-    /// Queues index building, and attention into the output buffer.
+    /// Queues index building where indexes are not fixed, and attention into the output buffer.
     fn attend(
         &self,
         clock: &mut DeviceClock,
         work: &mut Workspace,
         buffers: &mut Exchange,
-        patterns: &[Pattern],
+        chosen: Heads<'_>,
         lse: Option<ViewMut<'_, f32>>,
-    ) -> Result<()> {
-        let Self { context, q, rows, heads, k, v, dense_fallback } = *self;
+    ) -> Result<Reports> {
+        let Self { context, q, rows, heads, k, v, options, .. } = *self;
         let (stream, attention) = (&context.stream, &context.attention);
         let (queries, out) = buffers.take(context, q, rows, heads)?;
         let queries = DeviceRows::contiguous(queries, rows, heads.count, heads.padded)?;
         let mut out = DeviceRowsMut::contiguous(out, rows, heads.count, heads.padded)?;
-        let options = DeviceOptions { scale: Some(heads.scale), dense_fallback };
-        attention.build_indexes(stream, queries, k, patterns, &options, work)?;
-        clock.mark(stream, Phase::Index)?;
-        attention.attend_built(stream, queries, k, v, work, options.scale, &mut out, lse)?;
-        clock.mark(stream, Phase::Attention)
+        let scale = Some(heads.scale);
+        let reports = match chosen {
+            Heads::Patterns(patterns) => {
+                let options = DeviceOptions { scale, dense_fallback: options.dense_fallback };
+                attention.build_indexes(stream, queries, k, patterns, &options, work)?;
+                clock.mark(stream, Phase::Index)?;
+                attention.attend_built(stream, queries, k, v, work, scale, &mut out, lse)?;
+                Reports::There(work.snapshot(stream)?)
+            }
+            Heads::Fixed(fixed) => {
+                let (plan, reports) = self.plan(fixed)?;
+                let plan = plan.upload(stream)?;
+                clock.mark(stream, Phase::Index)?;
+                attention.attend(stream, queries, k, v, &plan, scale, &mut out, lse)?;
+                Reports::Here(reports)
+            }
+        };
+        clock.mark(stream, Phase::Attention)?;
+        Ok(reports)
+    }
+
+    /// The work of fixed heads, laid out on the host, and what they will have done.
+    fn plan(&self, fixed: &[FixedHead]) -> Result<(Plan, Vec<HeadReport>)> {
+        let Self { rows, len, .. } = *self;
+        if rows != len {
+            return Err(Error::Request(format!(
+                "{rows} of {len} tokens with indexes of another prompt: those are for prompts that are read in one piece"
+            )));
+        }
+        let planned = plan_fixed(fixed, rows, TILE, self.options)?;
+        let (ran, indexes): (Vec<Pattern>, Vec<_>) = planned.into_iter().unzip();
+        let plan = Plan::new(&indexes, self.kv_heads, self.heads.padded)?;
+        let of_head = |((pattern, index), &tiles): ((Pattern, &SparseIndex), &u64)| HeadReport {
+            pattern,
+            tiles,
+            dense_tiles: index.total_dense_tiles(),
+            recall: None,
+        };
+        let reports = ran.into_iter().zip(&indexes).zip(plan.head_tiles()).map(of_head).collect();
+        Ok((plan, reports))
     }
 }
 
@@ -179,7 +227,7 @@ impl Exchange {
         context: &CudaContext,
         q: &'a CudaBuffer,
         rows: usize,
-        heads: Heads,
+        heads: QueryHeads,
     ) -> Result<(View<'a, bf16>, ViewMut<'a, bf16>)> {
         let stream = &context.stream;
         let queries = q.bf16(0..rows)?;
@@ -200,7 +248,7 @@ impl Exchange {
     }
 
     /// Puts the output in the place of the queries.
-    fn replace(&mut self, context: &CudaContext, q: &mut CudaBuffer, rows: usize, heads: Heads) -> Result<()> {
+    fn replace(&mut self, context: &CudaContext, q: &mut CudaBuffer, rows: usize, heads: QueryHeads) -> Result<()> {
         if heads.padded == heads.dim {
             return Ok(q.swap(self.out.as_mut().ok_or_else(no_output)?)?);
         }
@@ -210,7 +258,7 @@ impl Exchange {
     }
 }
 
-impl Heads {
+impl QueryHeads {
     fn new(q: &CudaBuffer, cache: &CudaCache, scale: Option<f32>) -> Self {
         let (dim, padded) = (cache.shape().dim, cache.padded_dim());
         // What fills the heads up does not change a product of query and key, but must not count in the scale.

@@ -41,6 +41,16 @@ impl CudaContext {
         self.device.name()
     }
 
+    /// The queue of work that its models and their sessions share.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// The attention kernels.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
     /// Bytes of device memory that can be taken.
     pub fn free_memory(&self) -> Result<u64> {
         // What was dropped may still be in the queue.
@@ -66,7 +76,10 @@ impl CudaContext {
 }
 
 /// Components of a head in the cache: the attention kernels are made for a few sizes, others are filled up with zeros.
-pub(crate) fn padded_dim(dim: usize) -> Result<usize> {
+///
+/// # Errors
+/// [`Error::Unsupported`] for heads larger than any of them.
+pub fn padded_dim(dim: usize) -> Result<usize> {
     HEAD_DIMS.into_iter().find(|&padded| padded >= dim).ok_or_else(|| {
         let most = HEAD_DIMS.iter().max().copied().unwrap_or(0);
         Error::Unsupported(format!("heads of {dim} components: CUDA devices take up to {most}; use --device cpu"))

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use speedread_attention::{Options, Pattern};
+use speedread_attention::{Heads, Options};
 use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
 
 use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role};
@@ -29,8 +29,7 @@ use attention::{AttentionState, Pending};
 pub use buffers::{CudaBuffer, CudaLinear};
 pub use cache::CudaCache;
 use clock::DeviceClock;
-pub use context::CudaContext;
-pub(crate) use context::padded_dim;
+pub use context::{CudaContext, padded_dim};
 use kernels::MatvecOut;
 use rope::Rope;
 
@@ -266,11 +265,11 @@ impl Backend for CudaBackend {
         cache: &CudaCache,
         layer: usize,
         len: usize,
-        patterns: &[Pattern],
+        heads: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<()> {
         let Self { context, clock, attention, .. } = self;
-        let pending = attention.prefill(context, clock, q, rows, cache, layer, len, patterns, options)?;
+        let pending = attention.prefill(context, clock, q, rows, cache, layer, len, heads, options)?;
         self.pending.push(pending);
         Ok(())
     }

@@ -239,7 +239,17 @@ fn attend<B: Filled>(
     });
     let options = Options { audit: audit.then_some(Audit { rows: 5 }), dense_fallback: false, ..Options::default() };
     backend.begin().unwrap();
-    backend.attend(&mut q, rows, &cache, 1, len, &vec![pattern; kv_heads * group], &options).unwrap();
+    backend
+        .attend(
+            &mut q,
+            rows,
+            &cache,
+            1,
+            len,
+            speedread_attention::Heads::Patterns(&vec![pattern; kv_heads * group]),
+            &options,
+        )
+        .unwrap();
     let report = backend.finish().unwrap();
     for head in &report.layers[0] {
         assert_eq!(head.recall.is_some(), audit);

@@ -154,7 +154,17 @@ fn a_decode_step_is_attention_of_one_row() {
                 } else {
                     let patterns = vec![Pattern::Dense; kv_heads * group];
                     backend.begin().unwrap();
-                    backend.attend(&mut q, 1, &cache, 0, len, &patterns, &Options::default()).unwrap();
+                    backend
+                        .attend(
+                            &mut q,
+                            1,
+                            &cache,
+                            0,
+                            len,
+                            speedread_attention::Heads::Patterns(&patterns),
+                            &Options::default(),
+                        )
+                        .unwrap();
                     backend.finish().unwrap();
                 }
                 backend.read(&q, 1).unwrap()
