@@ -151,9 +151,74 @@ def ruler():
     return "\n\n".join(parts)
 
 
+def grids():
+    parts = []
+    for _, result in accuracy("needles"):
+        comparison = result["comparison"]
+        rows = [[f"{row['length']:,}" if row["task"] else "**mean**", row["samples"], *(f"{cell['score']:.0f} %" for cell in row["cells"])]
+                for row in comparison["rows"]]
+        parts.append(f"### {result['model']}: needles found")
+        parts.append(table(["tokens", "prompts", *comparison["settings"]], rows))
+        parts.append(recorded(result))
+    for _, result in accuracy("perplexity"):
+        settings = list(dict.fromkeys(row["setting"] for row in result["rows"]))
+        places = list(dict.fromkeys((row["text"], row["tokens"]) for row in result["rows"]))
+        found = {(row["text"], row["tokens"], row["setting"]): f"{row['perplexity']:.2f} ({percent(row['density'], 0)})" for row in result["rows"]}
+        parts.append(f"### {result['model']}: perplexity, and density in brackets")
+        parts.append(table(["text", "tokens", *settings], [[text, f"{n:,}", *(found.get((text, n, each), "") for each in settings)] for text, n in places]))
+        parts.append(recorded(result))
+    return "\n\n".join(parts)
+
+
+def prefill_gpu():
+    result = load("prefill_h200.json")
+    rows = []
+    for row in result["prefill"]:
+        dense, sparse = row["dense"], row["sparse"]
+        phases = {**sparse, **sparse.get("phases", {})}
+        split = [f"{phases[name]:.2f}" if name in phases else "" for name in ("linear_s", "index_s", "attention_s", "other_s")]
+        ratio = f"{dense['seconds'] / sparse['seconds']:.1f}x" if dense else ""
+        rows.append([row["shape"], f"{row['tokens']:,}", f"{dense['seconds']:.2f}" if dense else "not run", f"**{sparse['seconds']:.2f}**", ratio,
+                     percent(sparse["density"]), *split])
+    heads = ["shape", "tokens", "dense, s", "sparse, s", "ratio", "density", "linear", "index", "attention", "other"]
+    where = f"Recorded {result['date']} on {result['gpu']}, commit {result['commit']}:"
+    return table(heads, rows) + "\n\n" + "\n".join([where, "", *(f"    {command}" for command in result["commands"])])
+
+
+def attention_gpu():
+    result = load("attention_h200.json")
+    mean = lambda times: sum(times) / len(times)
+    rate = lambda row, ms: f"{2 * row['n'] ** 2 * row['dim'] * row['heads'] / ms / 1e9:.0f}"
+    dense = [[f"{row['n']:,}", row["dim"], rate(row, mean(row["ours_before_ms"])), f"**{rate(row, mean(row['ours_ms']))}**", rate(row, mean(row["fa3_ms"])),
+              percent(mean(row["fa3_ms"]) / mean(row["ours_ms"]), 0)] for row in result["dense"]]
+    sparse = [[f"{row['n']:,}", f"{row['index_ms']:.2f}", f"{row['ours_ms']:.1f}", f"{row['fa3_dense_ms']:.0f}", f"**{row['fa3_dense_ms'] / row['ours_ms']:.0f}x**",
+               row["commit"]] for row in result["sparse"]]
+    tiles = [[row["case"], f"{row['ms']:.1f}", f"{row['tflops']:.0f}"] for row in result["visited_tiles_131072"]]
+    portable = [[row["dim"], f"{row['ms']:.1f}", f"{row['tflops']:.0f}"] for row in result["portable_kernel"]]
+    return "\n\n".join([
+        "Dense, causal, TFLOPS:", table(["tokens", "head dim", "before", "now", "FlashAttention-3", "of its speed"], dense),
+        "48 windows and 8 tiles of columns a head, index building included, against dense FlashAttention-3:",
+        table(["tokens", "index, ms", "index and attention, ms", "FlashAttention-3, ms", "ratio", "commit"], sparse),
+        "At 131,072 tokens, TFLOPS on the tiles visited:", table(["case", "ms", "TFLOPS"], tiles),
+        "The portable kernel on the same device, dense, 32,768 tokens:", table(["head dim", "ms", "TFLOPS"], portable),
+        f"Recorded {result['date']} on {result['gpu']}, commit {result['commit']}; {result['fa3']}: `{result['command']}`"])
+
+
+def logits_gpu():
+    result = load("logits_cuda.json")
+    of = lambda side: [percent(side["same_top"]), f"{side['kl']:.1e}"]
+    rows = [[row["model"], f"{row['tokens']:,}", *of(row["cpu"]), *of(row["cuda"])] for row in result["rows"]]
+    answer = result["greedy_answer"]
+    times = ", ".join(f"{seconds:.2f} s ({where})" for where, seconds in answer["time_to_first_token_s"].items())
+    said = (f"{answer['model']} gives the same greedy answer about a text of {answer['prompt_tokens']:,} tokens on {', '.join(answer['same_answer'])}; "
+            f"time to first token {times}.")
+    return "\n\n".join([table(["model", "tokens", "CPU: same top", "KL", "GPU: same top", "KL"], rows), said, recorded(result)])
+
+
 PAGES = {
-    "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits)],
-    "ACCURACY.md": [("searches", searches), ("ruler", ruler)],
+    "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
+                      ("prefill_gpu", prefill_gpu), ("attention_gpu", attention_gpu), ("logits_gpu", logits_gpu)],
+    "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("grids", grids)],
 }
 
 
