@@ -299,3 +299,76 @@ impl Default for Workspace {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use speedread_cuda::Device;
+
+    use super::*;
+    use crate::cuda::{Attention, DeviceOptions, DeviceRows};
+
+    /// What the last queries of `head` make of each key: the sums of their weights, in f64.
+    fn masses(q: &[bf16], k: &[bf16], rows: usize, heads: usize, dim: usize, head: usize) -> Vec<f64> {
+        let mut sums = vec![0.0; rows];
+        for row in rows - LAST_QUERIES.min(rows)..rows {
+            let dot = |key: usize| -> f64 {
+                let (q, k) = (&q[(row * heads + head) * dim..][..dim], &k[key * dim..][..dim]);
+                q.iter().zip(k).map(|(a, b)| a.to_f64() * b.to_f64()).sum::<f64>() / (dim as f64).sqrt()
+            };
+            let weights: Vec<f64> = (0..=row).map(|key| dot(key).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            weights.iter().zip(&mut sums).for_each(|(weight, to)| *to += weight / sum);
+        }
+        sums
+    }
+
+    /// The tables that kernels read are those that the host made, and masses are those of the head that a slot is for.
+    #[test]
+    fn slots_hold_the_masses_of_their_heads() {
+        let Ok(device) = Device::open(0) else {
+            assert!(std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_none(), "no CUDA device");
+            eprintln!("skipped: no CUDA device");
+            return;
+        };
+        let attention = Attention::new(&device).unwrap();
+        let (rows, heads, dim) = (65, 7, 64);
+        let local = Pattern::AShape { sink: 5, local: 98 };
+        let lines: Pattern = "vertical-slash:51,135".parse().unwrap();
+        let patterns = [local, lines, Pattern::Dense, lines, local, lines, lines];
+        for turn in 0..20usize {
+            let stream = device.stream().unwrap();
+            let number = |i: usize| bf16::from_f32(((i * 7919 + turn * 31) % 1013) as f32 / 250.0 - 2.0);
+            let q: Vec<bf16> = (0..rows * heads * dim).map(number).collect();
+            let k: Vec<bf16> = (1_000_000..1_000_000 + rows * dim).map(number).collect();
+            let (on_q, on_k) = (stream.upload(&q).unwrap(), stream.upload(&k).unwrap());
+            let (rows_q, rows_k) = (
+                DeviceRows::contiguous(on_q.view(), rows, heads, dim).unwrap(),
+                DeviceRows::contiguous(on_k.view(), rows, 1, dim).unwrap(),
+            );
+            let options = DeviceOptions { dense_fallback: false, ..DeviceOptions::default() };
+            let mut work = Workspace::new();
+            attention.build_indexes(&stream, rows_q, rows_k, &patterns, &options, &mut work).unwrap();
+            let layout = work.layout.clone().unwrap();
+            let columns = stream.download(work.columns.buffer().unwrap().view()).unwrap();
+            for (slot, &head) in layout.slots.iter().enumerate() {
+                let found = &columns[slot * layout.pitch..][..rows];
+                let off = |head: usize| {
+                    let want = masses(&q, &k, rows, heads, dim, head);
+                    found.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+                };
+                let all: Vec<f64> = (0..heads).map(off).collect();
+                assert!(
+                    all[head as usize] < 1e-3,
+                    "turn {turn}, slot {slot} of head {head}: off from head i by {all:?}"
+                );
+            }
+            let slots = stream.download(work.slots.buffer().unwrap().view()).unwrap();
+            assert_eq!(slots[..layout.slots.len()], layout.slots);
+            let tasks = stream.download(work.score_tasks.buffer().unwrap().view()).unwrap();
+            assert_eq!(tasks[..layout.score_tasks.len()], layout.score_tasks);
+            let read = stream.download(on_q.view()).unwrap();
+            assert!(read == q, "turn {turn}: the queries on the device are others");
+        }
+    }
+}
