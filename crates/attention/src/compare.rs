@@ -67,7 +67,7 @@ pub fn compare<T: Element>(
         for head in kv_head * group..(kv_head + 1) * group {
             let estimator = Estimator::new(&call, head);
             let indexes: Vec<SparseIndex> = plans
-                .iter()
+                .par_iter()
                 .map(|heads| match heads[head] {
                     Plan::Pattern(pattern) => estimator.index(pattern, shape),
                     Plan::Index(index) => index.clone(),

@@ -80,7 +80,8 @@ fn a_search_writes_patterns_that_prefill_reads() {
         command
     };
     let density = json(&mut run("found.json"))["summary"]["attention_density"].as_f64().unwrap();
-    assert!(density < 0.6, "{density}");
+    // The prompt is longer than the search's, so the same budgets are less of it. How much 0.5 of the time is depends on measured times.
+    assert!(density < of("searched, global", "density") + 0.05, "{density} {comparisons:?}");
     // A file of another model is refused.
     let mut other = file.clone();
     other["model"]["fingerprint"] = "0123456789abcdef".into();

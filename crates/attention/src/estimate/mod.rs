@@ -5,7 +5,7 @@ mod block_sparse;
 pub(crate) mod last_queries;
 mod vertical_slash;
 
-use std::cell::OnceCell;
+use std::sync::OnceLock;
 
 use crate::cpu::prefill::Call;
 use crate::index::{SparseIndex, TileShape};
@@ -14,16 +14,16 @@ use crate::{Element, Pattern};
 pub use last_queries::LastQueryMass;
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_DIAGONALS, LAST_QUERIES};
 
-/// Builds the indexes of one query head. What several patterns start from is measured once.
+/// Builds the indexes of one query head, on any number of threads. What several patterns start from is measured once.
 pub(crate) struct Estimator<'c, 'a, T> {
     call: &'c Call<'a, T>,
     head: usize,
-    mass: OnceCell<LastQueryMass>,
+    mass: OnceLock<LastQueryMass>,
 }
 
 impl<'c, 'a, T: Element> Estimator<'c, 'a, T> {
     pub fn new(call: &'c Call<'a, T>, head: usize) -> Self {
-        Self { call, head, mass: OnceCell::new() }
+        Self { call, head, mass: OnceLock::new() }
     }
 
     /// The index of `pattern`, in tiles of `shape`.

@@ -14,17 +14,23 @@ use std::io::Write;
 
 use serde_json::json;
 use speedread_engine::generate::{FinishReason, Generation, generate};
+use speedread_engine::model::Model;
 use speedread_engine::sampler::Sampler;
-use speedread_engine::session::Session;
+use speedread_engine::session::{Precision, Session};
 
 use crate::args::{PrefillArgs, SamplingArgs};
 use crate::context::{Interrupt, prefill};
 use crate::output::{self, Summary};
 use crate::prompt::Prompt;
 
+/// What multiplies, for reports: the CPU's products, or the device's attention kernel.
+fn kernel(model: &Model, precision: Precision) -> String {
+    model.cuda().map_or_else(|| precision.kernel().to_string(), |device| device.attention().kernel().to_string())
+}
+
 /// Reads a prompt in a session of its own and prints the continuation: what `ask` and `run` share.
 fn answer(
-    model: &speedread_engine::model::Model,
+    model: &Model,
     prompt: Prompt,
     prefill_args: &PrefillArgs,
     sampling: &SamplingArgs,

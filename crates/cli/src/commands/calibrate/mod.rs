@@ -96,7 +96,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
             "texts": request.texts.iter().map(|text| &text.name).collect::<Vec<_>>(),
             "target": args.target.to_string(), "search": args.search, "objective": args.objective,
             "query_tiles": args.query_tiles, "threads": rayon::current_num_threads(), "device": device,
-            "kernel": args.precision.kernel().name(), "seconds": began.elapsed().as_secs_f64(),
+            "kernel": super::kernel(&model, args.precision), "seconds": began.elapsed().as_secs_f64(),
             "lengths": found.lengths, "patterns": args.output,
         }));
     }

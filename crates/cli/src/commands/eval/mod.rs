@@ -120,7 +120,7 @@ impl Job<'_> {
         json!({
             "version": env!("CARGO_PKG_VERSION"), "model": self.model.path(), "data": self.data, "prompts": self.prompts,
             "parameters": self.parameters, "settings": settings, "results": self.output, "threads": rayon::current_num_threads(),
-            "kernel": self.settings.first().map(|setting| setting.options.precision.kernel().name()),
+            "kernel": self.settings.first().map(|setting| super::kernel(self.model, setting.options.precision)),
         })
     }
 }
