@@ -103,9 +103,11 @@ __device__ __forceinline__ void row_sums(ScoreBarriers& s, const uint8_t* keys, 
       float now = top[r];
 #pragma unroll
       for (int i = 0; i < kScoredKeys / 4; i++) now = fmaxf(now, scores[(i / 2) * 4 + 2 * r + (i & 1)]);
-      const float shift = now * p.scale_log2;
-      sum[r] *= ptx::exp2_approx(top[r] * p.scale_log2 - shift);
+      // The difference first: of two products, one fused with the subtraction, it would not be zero where nothing is raised, and of tops
+      // as low as a run's without visible keys its power would be infinite.
+      sum[r] *= ptx::exp2_approx((top[r] - now) * p.scale_log2);
       top[r] = now;
+      const float shift = now * p.scale_log2;
 #pragma unroll
       for (int i = 0; i < kScoredKeys / 4; i++) sum[r] += ptx::exp2_approx(fmaf(scores[(i / 2) * 4 + 2 * r + (i & 1)], p.scale_log2, -shift));
     }

@@ -332,11 +332,13 @@ mod tests {
             return;
         };
         let attention = Attention::new(&device).unwrap();
-        let (rows, heads, dim) = (65, 7, 64);
+        let heads = 7;
         let local = Pattern::AShape { sink: 5, local: 98 };
         let lines: Pattern = "vertical-slash:51,135".parse().unwrap();
         let patterns = [local, lines, Pattern::Dense, lines, local, lines, lines];
-        for turn in 0..20usize {
+        // One key tile and two; and runs of four with a last one that most rows see nothing of.
+        let shapes = [(40, 64), (65, 64), (257, 64), (263, 96), (300, 128), (519, 64), (769, 96), (257, 128)];
+        for (turn, (rows, dim)) in shapes.into_iter().enumerate() {
             let stream = device.stream().unwrap();
             let number = |i: usize| bf16::from_f32(((i * 7919 + turn * 31) % 1013) as f32 / 250.0 - 2.0);
             let q: Vec<bf16> = (0..rows * heads * dim).map(number).collect();
@@ -355,12 +357,13 @@ mod tests {
                 let found = &columns[slot * layout.pitch..][..rows];
                 let off = |head: usize| {
                     let want = masses(&q, &k, rows, heads, dim, head);
-                    found.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+                    let off = found.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs());
+                    off.fold(0.0, |most, x| if x <= most { most } else { x }) // keeps what is no number
                 };
                 let all: Vec<f64> = (0..heads).map(off).collect();
                 assert!(
                     all[head as usize] < 1e-3,
-                    "turn {turn}, slot {slot} of head {head}: off from head i by {all:?}"
+                    "{rows} rows of {dim}, slot {slot} of head {head}: off from head i by {all:?}"
                 );
             }
             let slots = stream.download(work.slots.buffer().unwrap().view()).unwrap();
@@ -368,7 +371,7 @@ mod tests {
             let tasks = stream.download(work.score_tasks.buffer().unwrap().view()).unwrap();
             assert_eq!(tasks[..layout.score_tasks.len()], layout.score_tasks);
             let read = stream.download(on_q.view()).unwrap();
-            assert!(read == q, "turn {turn}: the queries on the device are others");
+            assert!(read == q, "{rows} rows of {dim}: the queries on the device are others");
         }
     }
 }
