@@ -1,16 +1,8 @@
 // Means of tiles of 128 rows of Q or K, in f32: what block-sparse heads are scored by.
-#include <cuda_fp16.h>
-
 #include "blocks.cuh"
+#include "widen.cuh"
 
 static_assert(kTileQueries == kTileKeys, "tiles of queries and of keys are pooled alike");
-
-struct Bf16 {
-  static __device__ __forceinline__ float2 widen(uint32_t x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
-};
-struct F16 {
-  static __device__ __forceinline__ float2 widen(uint32_t x) { return __half22float2(*reinterpret_cast<const __half2*>(&x)); }
-};
 
 // Grid: (tiles, slots). Block: a thread for two elements of a row.
 template <typename Element>

@@ -105,7 +105,7 @@ fn indexes(
     cancel: &AtomicBool,
 ) -> Result<Vec<Vec<SparseIndex>>> {
     let (tokens, mut all) = (measured.plan.tokens, vec![]);
-    let mut visit = |layer: LayerAttention<'_>| {
+    let mut visit = |mut layer: LayerAttention<'_>| {
         all.push(layer.indexes(&patterns[layer.layer])?);
         observer(Progress { stage: "indexing", tokens, text: &text.name, done: layer.layer + 1, of: patterns.len() });
         Ok(ControlFlow::Continue(()))
@@ -128,7 +128,7 @@ fn of_text(
     let mut names: Vec<String> = picks.0.iter().map(|(name, _)| name.clone()).collect();
     names.extend(fixed.map(|_| "static (index of another text)".to_owned()));
     let mut sums = vec![Sums::default(); names.len()];
-    let mut visit = |layer: LayerAttention<'_>| {
+    let mut visit = |mut layer: LayerAttention<'_>| {
         let n = layer.layer;
         // Dense first: its tiles are what the others are measured by.
         let mut plans = vec![vec![Plan::Pattern(Pattern::Dense); heads]];

@@ -9,8 +9,8 @@
 //! --> pattern file
 //! ```
 //!
-//! The search runs where the model does: the prefill and the timed kernel are the device's, and candidates are compared on the CPU in the tiles of
-//! the device's kernel, which their budgets count. Patterns found on one kind of device are therefore for that kind.
+//! The search runs where the model does: the prefill, the timed kernel and the comparison of the candidates are the device's, and budgets count
+//! the tiles of its kernel. Patterns found on one kind of device are therefore for that kind.
 //!
 //! Three things differ from the original: the error is that of the attention *output*, so values count; a candidate's cost is the kernel's
 //! time, not a number of lines; and several texts and prompt lengths are searched.

@@ -143,7 +143,7 @@ pub fn measure(
     let plans: Vec<Vec<Plan<'_>>> = candidates.iter().map(|&pattern| vec![Plan::Pattern(pattern); heads]).collect();
     let place = |layer| Place { tokens, text: number, layer };
     if (0..layers).any(|layer| !journal.done.contains_key(&place(layer))) {
-        let mut visit = |layer: speedread_engine::session::LayerAttention<'_>| {
+        let mut visit = |mut layer: speedread_engine::session::LayerAttention<'_>| {
             let place = place(layer.layer);
             if !journal.done.contains_key(&place) {
                 journal.add(place, by_head(layer.compare(&plans, query_tiles)?))?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use speedread_attention::{Audit, FixedHead, HeadReport, Heads, Options, Pattern, PatternTable};
 
 pub use crate::backend::cpu::gemm::Precision;
-use crate::backend::{HostView, PassReport, Phase, Seconds};
+use crate::backend::{AtLayer, PassReport, Phase, Seconds};
 use crate::config::ModelConfig;
 use crate::decoder::{BeforeAttention, LOGITS_BLOCK, Pass, blocks};
 use crate::device::{DeviceKind, Run};
@@ -301,9 +301,9 @@ impl<'m> Session<'m> {
         }
         let (config, isa) = (&self.model.config, self.options.precision.attention());
         let kernel = self.model.device().kernel();
-        let mut look = |layer: usize, view: HostView<'_>| {
+        let mut look = |layer: usize, device: AtLayer<'_>| {
             let options = Options { cancel: Some(cancel), isa, window: config.window(layer), ..Options::default() };
-            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), view, kernel, options })
+            visit(LayerAttention { layer, heads: config.heads, rows: ids.len(), device, kernel, options })
         };
         self.run(ids, Some(&mut look), observer, cancel, &mut |_, _| Ok(())).map(|_| ())
     }
@@ -315,7 +315,7 @@ impl<'m> Session<'m> {
     /// As [`visit_layers`](Self::visit_layers).
     pub fn fix_indexes(&mut self, ids: &[u32], cancel: &AtomicBool) -> Result<FixedIndexes> {
         let (attention, heads, mut layers) = (self.options.attention.clone(), self.model.config.heads, vec![]);
-        let mut visit = |layer: LayerAttention<'_>| {
+        let mut visit = |mut layer: LayerAttention<'_>| {
             layers.push(layer.fix(&attention.patterns(layer.layer, heads, ids.len()))?);
             // The last layer's attention decides nothing any more.
             let last = layers.len() == self.model.config.layers;

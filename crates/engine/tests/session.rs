@@ -284,7 +284,7 @@ fn visited_layers_show_what_attention_sees() {
     let mut session = Session::new(&model, exact(80)).unwrap();
     let mut visit = |ids: &[u32], last: usize| {
         let mut heads = vec![];
-        let mut look = |layer: LayerAttention<'_>| {
+        let mut look = |mut layer: LayerAttention<'_>| {
             assert_eq!((layer.layer, layer.rows()), (heads.len(), ids.len()));
             heads.push(layer.head(model.config.heads - 1)?);
             Ok(if layer.layer == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })

@@ -151,7 +151,7 @@ fn what_attention_sees_is_what_the_cpus_sees() {
         let model = model("qwen3", device);
         let mut session = Session::new(&model, dense(100)).unwrap();
         let mut seen = vec![];
-        let mut look = |layer: LayerAttention<'_>| {
+        let mut look = |mut layer: LayerAttention<'_>| {
             for head in 0..model.config.heads {
                 let (q, k) = layer.head(head)?;
                 assert_eq!(q.len(), ids.len() * model.config.head_dim);

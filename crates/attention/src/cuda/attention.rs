@@ -2,6 +2,7 @@
 
 use speedread_cuda::{Device, Function, KernelArg, Stream, Tensor, ViewMut};
 
+use super::compare::CompareKernels;
 use super::decode::DecodeKernels;
 use super::index::{CallShape, IndexKernels, Workspace};
 use super::kernels::{AttentionKernels, HEAD_DIMS, KernelKind, dim_place};
@@ -18,6 +19,7 @@ pub struct Attention {
     kernels: AttentionKernels,
     gather: Function,
     index: IndexKernels,
+    pub(super) compare: CompareKernels,
     pub(super) decode_bf16: DecodeKernels,
     pub(super) decode_f16: DecodeKernels,
     pub(super) decode_fp8: DecodeKernels,
@@ -92,6 +94,7 @@ impl Attention {
             kernels: AttentionKernels::new(device, kind)?,
             gather: device.load(GATHER)?.function("gather_columns", 0)?,
             index: IndexKernels::new(device)?,
+            compare: CompareKernels::load(device)?,
             decode_f16: DecodeKernels::load(device, "f16")?,
             decode_fp8: DecodeKernels::load_fp8(device, &decode_bf16)?,
             decode_bf16,

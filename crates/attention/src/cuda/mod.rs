@@ -9,6 +9,7 @@
 //! [`Attention::attend`]; a decode step's through [`Attention::decode`], or [`Attention::decode_fp8`] over quantised keys and values.
 
 mod attention;
+mod compare;
 mod decode;
 mod index;
 mod kernels;

@@ -40,7 +40,7 @@ pub struct CalibrateArgs {
     /// What counts over several texts: the mean error, or the worst
     #[arg(long, value_name = "WHAT", default_value = "mean", value_parser = parse_objective)]
     pub objective: Objective,
-    /// Query tiles (of 64 rows; on CUDA devices of 128) per head that errors are measured on, evenly spread
+    /// Query tiles (of 64 rows) per head that errors are measured on, evenly spread; on CUDA devices all rows count
     #[arg(long, value_name = "N", default_value = "64")]
     pub query_tiles: NonZeroUsize,
     /// Compare also searches of one kind of pattern alone, and indexes of another text (static)

@@ -44,7 +44,7 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     let mut rows = None;
     let visited = session.visit_layers(
         &prompt.ids,
-        &mut |visited| {
+        &mut |mut visited| {
             if visited.layer < layer {
                 return Ok(ControlFlow::Continue(()));
             }

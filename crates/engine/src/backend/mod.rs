@@ -7,18 +7,20 @@
 pub mod cpu;
 pub mod cuda;
 mod phases;
+mod view;
 
-use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
 
+use speedread_attention::compare::{Deviation, Plan};
 use speedread_attention::{Heads, Options};
 
 use crate::Result;
-use crate::kv_cache::{CacheShape, KvCache};
+use crate::kv_cache::CacheShape;
 use crate::rope::RopeLayout;
 use crate::weights::Matrix;
 pub(crate) use phases::HostClock;
 pub use phases::{PassReport, Phase, Seconds};
+pub use view::{AtLayer, HostCache, HostView, InLayer, Seen};
 
 /// How much of a wide layer a device wants to work on at a time.
 #[derive(Debug, Clone)]
@@ -37,36 +39,6 @@ pub enum Role {
     Residual,
     /// Anything else: the input or output of a product, in the device's type for these.
     Activations,
-}
-
-/// Queries, and the layer of a cache that holds their keys and values, in host memory.
-#[derive(Debug)]
-pub struct HostView<'a> {
-    /// `[rows, query heads, head dim]`
-    pub q: Cow<'a, [f32]>,
-    /// The keys and values.
-    pub cache: HostCache<'a>,
-    /// The layer of the cache.
-    pub layer: usize,
-}
-
-/// A cache that the host has, or a copy made for it.
-#[derive(Debug)]
-pub enum HostCache<'a> {
-    /// The session's own.
-    Own(&'a KvCache),
-    /// One layer, copied.
-    Copy(KvCache),
-}
-
-impl HostView<'_> {
-    /// The cache.
-    pub fn cache(&self) -> &KvCache {
-        match &self.cache {
-            HostCache::Own(cache) => cache,
-            HostCache::Copy(cache) => cache,
-        }
-    }
 }
 
 /// The numbers [`Backend::rope_append`] needs about heads.
@@ -203,14 +175,15 @@ pub trait Backend: Sized + Send {
     fn logits(&mut self, weight: &Self::Linear, x: &Self::Buffer, rows: usize, out: &mut [f32]) -> Result<()>;
     /// The first `rows` rows of a buffer.
     fn read(&mut self, x: &Self::Buffer, rows: usize) -> Result<Vec<f32>>;
-    /// The first `rows` queries and the first `len` positions of a layer's keys and values where the host reads them: copies, where the
-    /// device's memory is its own.
-    fn host_view<'a>(
+    /// What attention sees, where the host reads it: copies, where the device's memory is its own.
+    fn host_view<'a>(&mut self, seen: &Seen<'a, Self>) -> Result<HostView<'a>>;
+    /// How each of some plans strays from dense attention, `[plan][query head]`, over `query_tiles` query tiles or more: see
+    /// [`compare`](speedread_attention::compare::compare()).
+    fn compare(
         &mut self,
-        q: &'a Self::Buffer,
-        rows: usize,
-        cache: &'a Self::Cache,
-        layer: usize,
-        len: usize,
-    ) -> Result<HostView<'a>>;
+        seen: &Seen<'_, Self>,
+        plans: &[Vec<Plan<'_>>],
+        query_tiles: usize,
+        options: &Options<'_>,
+    ) -> Result<Vec<Vec<Deviation>>>;
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use speedread_attention::{Heads, Options};
 
-use crate::backend::{Backend, BlockSize, HeadShape, HostView, PassReport, Phase, Product, Role};
+use crate::backend::{AtLayer, Backend, BlockSize, HeadShape, PassReport, Phase, Product, Role, Seen};
 use crate::config::ModelConfig;
 use crate::device::Source;
 use crate::{Error, Result};
@@ -78,7 +78,7 @@ pub(crate) fn workspace_numbers(config: &ModelConfig, rows: usize, size: &BlockS
 }
 
 /// Called before the attention of each layer, with what it is about to see; may end the pass.
-pub(crate) type BeforeAttention<'a> = &'a mut dyn FnMut(usize, HostView<'_>) -> Result<ControlFlow<()>>;
+pub(crate) type BeforeAttention<'a> = &'a mut dyn FnMut(usize, AtLayer<'_>) -> Result<ControlFlow<()>>;
 
 /// What a pass over a chunk needs besides its ids.
 pub(crate) struct Pass<'a> {
@@ -155,8 +155,8 @@ impl<B: Backend> Decoder<B> {
                 self.project(backend, work, cache, n, block, pass.start)?;
             }
             if let Some(look) = pass.before_attention.as_mut() {
-                let view = backend.host_view(&work.q, rows, cache, n, pass.start + rows)?;
-                if look(n, view)?.is_break() {
+                let seen = Seen { q: &work.q, rows, cache: &*cache, layer: n, len: pass.start + rows };
+                if look(n, Box::new((&mut *backend, seen)))?.is_break() {
                     break;
                 }
             }

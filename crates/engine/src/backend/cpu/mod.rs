@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use speedread_attention::{HeadReport, Heads, Options, Rows, RowsMut, prefill_heads};
+use speedread_attention::compare::{Deviation, Plan, compare};
+use speedread_attention::{HeadReport, Heads, Kernel, Options, Rows, RowsMut, prefill_heads};
 
-use super::{Backend, BlockSize, HeadShape, HostCache, HostClock, HostView, PassReport, Phase, Product, Role};
+use super::{Backend, BlockSize, HeadShape, HostCache, HostClock, HostView, PassReport, Phase, Product, Role, Seen};
 use crate::kv_cache::{CacheShape, KvCache, View};
 use crate::rope::{RopeLayout, RotaryTable};
 use crate::synthetic;
@@ -392,14 +393,24 @@ impl Backend for CpuBackend {
         Ok(x.rows(0..rows).to_vec())
     }
 
-    fn host_view<'a>(
+    fn host_view<'a>(&mut self, seen: &Seen<'a, Self>) -> Result<HostView<'a>> {
+        let Seen { q, rows, cache, layer, len } = *seen;
+        Ok(HostView { q: q.rows(0..rows).into(), rows, cache: HostCache::Own(cache), layer, len })
+    }
+
+    fn compare(
         &mut self,
-        q: &'a CpuBuffer,
-        rows: usize,
-        cache: &'a KvCache,
-        layer: usize,
-        _: usize,
-    ) -> Result<HostView<'a>> {
-        Ok(HostView { q: q.rows(0..rows).into(), cache: HostCache::Own(cache), layer })
+        seen: &Seen<'_, Self>,
+        plans: &[Vec<Plan<'_>>],
+        query_tiles: usize,
+        options: &Options<'_>,
+    ) -> Result<Vec<Vec<Deviation>>> {
+        let view = self.host_view(seen)?;
+        let q = view.queries()?;
+        Ok(match view.keys_and_values()? {
+            View::F32(k, v) => compare(q, k, v, plans, query_tiles, Kernel::Cpu, options),
+            View::F16(k, v) => compare(q, k, v, plans, query_tiles, Kernel::Cpu, options),
+            View::Bf16(k, v) => compare(q, k, v, plans, query_tiles, Kernel::Cpu, options),
+        }?)
     }
 }

@@ -1,17 +1,19 @@
 //! Attention of a pass and of a decode step on the device.
 
 use half::bf16;
+use speedread_attention::compare::{self, Deviation};
 use speedread_attention::cuda::{
     DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
 };
 use speedread_attention::{FixedHead, HeadReport, Heads, Options, Pattern, Recall, SparseIndex, plan_fixed};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
+use super::CudaBackend;
 use super::buffers::CudaBuffer;
 use super::cache::{CachedRows, CudaCache, WideLayer};
 use super::clock::DeviceClock;
 use super::context::CudaContext;
-use crate::backend::Phase;
+use crate::backend::{Phase, Seen};
 use crate::{Error, Result};
 
 /// What attention keeps between calls.
@@ -131,6 +133,27 @@ impl AttentionState {
         buffers.replace(context, q, rows, heads)?;
         clock.mark(stream, Phase::Attention)?;
         Ok(Pending { heads: reports, recall })
+    }
+
+    /// How plans stray from dense attention.
+    pub fn compare(
+        &mut self,
+        context: &CudaContext,
+        seen: &Seen<'_, CudaBackend>,
+        plans: &[Vec<compare::Plan<'_>>],
+        options: &Options<'_>,
+    ) -> Result<Vec<Vec<Deviation>>> {
+        let Seen { q, rows, cache, layer, len } = *seen;
+        if let Some(window) = options.window.filter(|&window| window < len) {
+            return Err(window_unsupported(window, len));
+        }
+        let heads = QueryHeads::new(q, cache, options.scale);
+        let Self { work, buffers, wide, .. } = self;
+        let [k, v] = cache.bf16_rows(context, wide, layer, len)?;
+        let (queries, _) = buffers.take(context, q, rows, heads)?;
+        let queries = DeviceRows::contiguous(queries, rows, heads.count, heads.padded)?;
+        let (stream, attention) = (&context.stream, &context.attention);
+        Ok(attention.compare(stream, queries, k, v, plans, Some(heads.scale), work, options.cancel)?)
     }
 
     /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).

@@ -17,10 +17,11 @@ use std::ops::Range;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
+use speedread_attention::compare::{Deviation, Plan};
 use speedread_attention::{Heads, Options};
 use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
 
-use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role};
+use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role, Seen};
 use crate::kv_cache::{CacheShape, KvCache, KvType};
 use crate::weights::Matrix;
 use crate::{Error, Result};
@@ -316,14 +317,8 @@ impl Backend for CudaBackend {
         }
     }
 
-    fn host_view<'a>(
-        &mut self,
-        q: &'a CudaBuffer,
-        rows: usize,
-        cache: &'a CudaCache,
-        layer: usize,
-        len: usize,
-    ) -> Result<HostView<'a>> {
+    fn host_view<'a>(&mut self, seen: &Seen<'a, Self>) -> Result<HostView<'a>> {
+        let Seen { q, rows, cache, layer, len } = *seen;
         // What prefill's attention reads, of a quantised cache too.
         let shape = CacheShape { layers: 1, capacity: len, kind: KvType::Bf16, ..*cache.shape() };
         let padded = cache.padded_dim();
@@ -340,6 +335,16 @@ impl Backend for CudaBackend {
         });
         let mut copy = KvCache::new(shape)?;
         copy.append(0, 0, len, &k?, &v?)?;
-        Ok(HostView { q: self.read(q, rows)?.into(), cache: HostCache::Copy(copy), layer: 0 })
+        Ok(HostView { q: self.read(q, rows)?.into(), rows, cache: HostCache::Copy(copy), layer: 0, len })
+    }
+
+    fn compare(
+        &mut self,
+        seen: &Seen<'_, Self>,
+        plans: &[Vec<Plan<'_>>],
+        _: usize, // all rows take less time than the host's part
+        options: &Options<'_>,
+    ) -> Result<Vec<Vec<Deviation>>> {
+        self.attention.compare(&self.context, seen, plans, options)
     }
 }

@@ -231,8 +231,8 @@ fn attend<B: Filled>(
         backend.rope_append(&mut q, &mut k, &v, block, head_shape, &mut cache, 1, before + start).unwrap();
     }
     let mut found = backend.read(&q, rows).unwrap();
-    let view = backend.host_view(&q, rows, &cache, 1, len).unwrap();
-    found.extend(match view.cache().view(view.layer, 0, kv_heads, len).unwrap() {
+    let view = backend.host_view(&Seen { q: &q, rows, cache: &cache, layer: 1, len }).unwrap();
+    found.extend(match view.keys_and_values().unwrap() {
         View::F32(k, v) => widened(k, v),
         View::F16(k, v) => widened(k, v),
         View::Bf16(k, v) => widened(k, v),

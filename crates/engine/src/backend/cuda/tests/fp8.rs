@@ -28,8 +28,8 @@ fn cached<B: Filled>(mut backend: B, heads: Heads, before: usize, k: &[f32], v: 
         backend.rope_append(&mut q, &mut k, &v, 0..count, HeadShape { dim, layout }, &mut cache, 1, position).unwrap();
     }
     let q = backend.filled(group * width, &vec![0.0; group * width], Role::Activations);
-    let view = backend.host_view(&q, 1, &cache, 1, len).unwrap();
-    match view.cache().view(view.layer, 0, kv_heads, len).unwrap() {
+    let view = backend.host_view(&Seen { q: &q, rows: 1, cache: &cache, layer: 1, len }).unwrap();
+    match view.keys_and_values().unwrap() {
         View::F32(k, v) => widened(k, v),
         View::F16(k, v) => widened(k, v),
         View::Bf16(k, v) => widened(k, v),
