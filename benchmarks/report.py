@@ -119,17 +119,19 @@ def accuracy(kind):
 def searches():
     parts = []
     for name, result in accuracy("search"):
+        lengths = [f"{length['tokens']:,}" for length in result["lengths"]]
+        time = f"{result['seconds'] / 60:.1f} minutes" if result["seconds"] > 60 else f"{result['seconds']:.0f} seconds"
+        took = f"{time}{' for ' + ', '.join(lengths) + ' tokens' if len(lengths) > 1 else ''}, comparisons included"
         for length in result["lengths"]:
             heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
-            minutes = result["seconds"] / 60
             parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {result['target']}\n\n"
-                         f"{length['candidates']} candidates a head, on {' and '.join(result['texts'])}; {minutes:.1f} minutes on {result['threads']} threads. "
+                         f"{length['candidates']} candidates a head, on {' and '.join(result['texts'])}; {took}, {result['device']} with {result['threads']} threads. "
                          f"Heads: {heads}.")
             rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2)]
                     for c in length["comparisons"]]
             parts.append(table(["patterns", "unseen text", "time", "density", "error", "recall"], rows))
-            parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{name.replace('search_', 'patterns_')}.png)")
-            parts.append(recorded({**result, "cpu": result["device"]}))
+        parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{name.replace('search_', 'patterns_')}.png)")
+        parts.append(recorded({**result, "cpu": result["device"]}))
     return "\n\n".join(parts)
 
 
