@@ -117,6 +117,7 @@ fn a_killed_search_goes_on() {
         .env("SPEEDREAD_CACHE", stage.folder.path())
         .args(["calibrate", "-m", &stage.model, "-f", "story.txt", "--lengths", TOKENS, "--query-tiles", "8"])
         .args(arguments)
+        .env("CUDA_VISIBLE_DEVICES", "")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -137,6 +137,7 @@ fn ctrl_c_leaves_results_that_are_continued() {
     let args = ["eval", "ruler", &data, "-m", &stage.model, "-o", &results, "--attention", "dense"];
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_speedread"))
         .args(args)
+        .env("CUDA_VISIBLE_DEVICES", "")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

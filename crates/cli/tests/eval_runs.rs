@@ -36,6 +36,7 @@ impl Stage {
     /// Starts a run over files, beside others.
     fn start(&self, data: &[&str], results: &str) -> Child {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_speedread"));
+        command.env("CUDA_VISIBLE_DEVICES", "");
         command.env("SPEEDREAD_CACHE", self.folder.path()).args(["eval", "ruler"]).args(data);
         command.args(["-m", &self.model, "-o", &self.path(results), "--attention", "dense"]);
         command.args(["--attention", "a-shape:16,64", "--no-dense-fallback"]);

@@ -196,6 +196,7 @@ fn ctrl_c_stops_a_prefill() {
     let text = stage.write("text.txt", "one two three four five six seven eight nine ten\n".repeat(600));
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_speedread"))
         .args(["run", "-m", &stage.model, "-f", &text, "-vv"])
+        .env("CUDA_VISIBLE_DEVICES", "")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -118,32 +118,32 @@ pub(crate) enum Source<'a> {
 impl Placed {
     /// Takes the weights to the device; also says why not to the one that would have been chosen.
     pub fn load(choice: DeviceChoice, config: &ModelConfig, source: &Source<'_>) -> Result<(Self, Option<String>)> {
+        let open = |ordinal| -> Result<CudaContext> {
+            CudaContext::check(config)?;
+            let context = CudaContext::open(ordinal)?;
+            let (needed, free) = (source.elements(config).saturating_mul(2), context.free_memory()?);
+            match needed > free {
+                false => Ok(context),
+                true => Err(Error::Request(format!(
+                    "the weights take {} in bf16, {} has {} free; use a smaller model, or --device cpu",
+                    memory::bytes(needed),
+                    context.name(),
+                    memory::bytes(free)
+                ))),
+            }
+        };
         let (context, note) = match choice {
             DeviceChoice::Cpu => (None, None),
-            DeviceChoice::Cuda(ordinal) => {
-                CudaContext::check(config)?;
-                (Some(CudaContext::open(ordinal)?), None)
-            }
+            DeviceChoice::Cuda(ordinal) => (Some(open(ordinal)?), None),
             DeviceChoice::Auto if speedread_cuda::Device::count() == 0 => (None, None),
-            DeviceChoice::Auto => match CudaContext::check(config).and_then(|()| CudaContext::open(0)) {
+            DeviceChoice::Auto => match open(0) {
                 Ok(context) => (Some(context), None),
                 Err(error) => (None, Some(format!("on the CPU, because the CUDA device cannot be used: {error}"))),
             },
         };
         let placed = match context {
             None => Self::Cpu(Decoder::load(config, source, &CpuBackend::new(Precision::default()))?),
-            Some(context) => {
-                let (needed, free) = (source.elements(config).saturating_mul(2), context.free_memory()?);
-                if needed > free {
-                    return Err(Error::Request(format!(
-                        "the weights take {} in bf16, {} has {} free; use a smaller model, or --device cpu",
-                        memory::bytes(needed),
-                        context.name(),
-                        memory::bytes(free)
-                    )));
-                }
-                Self::Cuda(Decoder::load(config, source, &CudaBackend::new(&context)?)?, context)
-            }
+            Some(context) => Self::Cuda(Decoder::load(config, source, &CudaBackend::new(&context)?)?, context),
         };
         Ok((placed, note))
     }

@@ -73,7 +73,7 @@ pub struct AttentionBenchArgs {
     #[arg(long, value_name = "PATTERN", value_parser = parse_attention)]
     pub attention: Vec<Attention>,
     /// Where to run: cpu, cuda, cuda:NUMBER, or auto (the first CUDA device that can be used, else the CPU)
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
     /// Runs of each, after one that only warms up; the median counts
     #[arg(long, value_name = "N", default_value = "3")]

@@ -98,7 +98,7 @@ pub struct ModelArgs {
     #[command(flatten)]
     pub rope: RopeArgs,
     /// Where to run: cpu, cuda, cuda:NUMBER, or auto (the first CUDA device that can be used, else the CPU)
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 }
 

@@ -11,10 +11,11 @@ use predicates::str::ContainsPredicate;
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
-/// The command, with a cache of its own so that nothing is fetched into, or found in, the user's.
+/// The command, with a cache of its own so that nothing is fetched into, or found in, the user's, and without CUDA devices.
 pub fn speedread(cache: &TempDir) -> Command {
     let mut command = Command::cargo_bin("speedread").unwrap();
     command.env("SPEEDREAD_CACHE", cache.path()).env("SPEEDREAD_PYTHON", "/nowhere/python3");
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
