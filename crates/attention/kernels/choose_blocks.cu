@@ -24,5 +24,6 @@ extern "C" __global__ void __launch_bounds__(kChoosers) choose_blocks(const __gr
   }
   // Key tiles from its own on have no score.
   auto key = [own](int block, float score) { return block == 0 || block >= own ? ~0u : order_of(score); };
-  top<kChoosers>(s, p.scores + (slot * p.tiles + blockIdx.x) * p.pitch, last + 1, count, true, key, put);
+  const Row<decltype(key)> row{p.scores + (slot * p.tiles + blockIdx.x) * p.pitch, key};
+  top<kChoosers>(s, row, last + 1, count, true, put);
 }

@@ -121,9 +121,10 @@ __device__ void leave_to_windows(const IndexParams& p, const HeadTask& head, int
 
 // The lines of most mass, the first `forced` before all others, to `to`, ascending; returns how many.
 __device__ int choose_most(ChooseShared& s, const float* masses, int len, int count, int forced, bool keep_zero, int32_t* to) {
-  return top<kChoosers>(
-      s.top, masses, len, count, keep_zero, [forced](int i, float mass) { return i < forced ? 0x7f800000u : order_of_mass(mass); },
-      [to](int place, int i) { to[place] = i; });
+  extern __shared__ __align__(16) uint8_t candidates[];
+  auto key = [forced](int i, float mass) { return i < forced ? 0x7f800000u : order_of_mass(mass); };
+  return top_of_many<kChoosers>(s.top, *reinterpret_cast<Candidates*>(candidates), Row<decltype(key)>{masses, key}, len, count, keep_zero,
+                                [to](int place, int i) { to[place] = i; });
 }
 
 // The first of the head's query tiles whose first row stands at `position` or further.

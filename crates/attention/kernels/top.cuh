@@ -27,20 +27,40 @@ __device__ __forceinline__ uint32_t sum_of_lanes_before(uint32_t x, int lane) {
   return upto - x;
 }
 
-// Hands `use(i, value)` the entries i of begin .. end that fall to worker `worker` of `workers`: groups of four in turn, several loads in
-// flight. `begin` must be a multiple of 4, and the row be readable up to the next one.
-template <typename Use>
-__device__ __forceinline__ void each_value(const float* values, int begin, int end, int worker, int workers, Use use) {
+// Keys to choose from: those of the entries of a row in device memory, which must be readable up to the next multiple of four.
+template <typename Key>
+struct Row {
+  const float* values;
+  Key key;
+
+  __device__ __forceinline__ uint4 four(int64_t i) const {
+    const float4 x = *reinterpret_cast<const float4*>(values + i);
+    const int at = static_cast<int>(i);
+    return make_uint4(key(at, x.x), key(at + 1, x.y), key(at + 2, x.z), key(at + 3, x.w));
+  }
+};
+
+// Keys in shared memory.
+struct List {
+  const uint32_t* keys;
+
+  __device__ __forceinline__ uint4 four(int64_t i) const { return *reinterpret_cast<const uint4*>(keys + i); }
+};
+
+// Hands `use(i, key)` the entries i of begin .. end that fall to worker `worker` of `workers`: groups of four in turn, several loads in
+// flight. `begin` must be a multiple of 4.
+template <typename Keys, typename Use>
+__device__ __forceinline__ void each_key(const Keys& keys, int begin, int end, int worker, int workers, Use use) {
   constexpr int kLoads = 4;
   for (int64_t i = begin + 4 * worker; i < end; i += 4 * kLoads * workers) {
-    float4 loaded[kLoads];
+    uint4 loaded[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; u++)
-      if (i + 4 * u * workers < end) loaded[u] = *reinterpret_cast<const float4*>(values + i + 4 * u * workers);
+      if (i + 4 * u * workers < end) loaded[u] = keys.four(i + 4 * u * workers);
 #pragma unroll
     for (int u = 0; u < kLoads; u++) {
       const int64_t at = i + 4 * u * workers;
-      const float four[4] = {loaded[u].x, loaded[u].y, loaded[u].z, loaded[u].w};
+      const uint32_t four[4] = {loaded[u].x, loaded[u].y, loaded[u].z, loaded[u].w};
 #pragma unroll
       for (int j = 0; j < 4; j++)
         if (at + j < end) use(static_cast<int>(at) + j, four[j]);
@@ -48,26 +68,20 @@ __device__ __forceinline__ void each_value(const float* values, int begin, int e
   }
 }
 
-// Hands the positions of the `count` largest of `n` values to `put(place, position)`, places ascending with positions, and returns how many
-// there are. `key(position, value)` says what is compared; of equal keys those at lower positions are chosen, and without `keep_zero` none
-// that is zero.
-template <int Threads, typename Key, typename Put>
-__device__ inline int top(TopShared& s, const float* values, int n, int count, bool keep_zero, Key key, Put put) {
-  constexpr int kWarps = Threads / 32;
+// The smallest of the `count` largest of `n` keys, and in `left` how many of that key are among them; 1 <= count <= n.
+template <int Threads, typename Keys>
+__device__ inline uint32_t least_chosen(TopShared& s, const Keys& keys, int n, int count, uint32_t& left) {
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  count = min(count, n);
-  if (count <= 0) return 0;
-
-  // The bits of the smallest key chosen, 11, 11 and 10 at a time, and how many of that key are.
-  uint32_t least = 0, left = count;
+  // Its bits, 11, 11 and 10 at a time.
+  uint32_t least = 0;
+  left = count;
 #pragma unroll
   for (int pass = 0; pass < 3; pass++) {
     constexpr int kShifts[3] = {21, 10, 0};
     const int shift = kShifts[pass], bins = pass < 2 ? 2048 : 1024, each = bins / Threads;
     for (int i = thread; i < bins; i += Threads) s.histogram[i] = 0;
     __syncthreads();
-    each_value(values, 0, n, thread, Threads, [&](int i, float value) {
-      const uint32_t bits = key(i, value);
+    each_key(keys, 0, n, thread, Threads, [&](int, uint32_t bits) {
       if (pass == 0 || bits >> shift >> (pass < 2 ? 11 : 10) == least) atomicAdd(&s.histogram[bits >> shift & (bins - 1)], 1u);
     });
     __syncthreads();
@@ -88,15 +102,22 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, b
     least = least * bins + s.digit;
     left = s.left;
   }
-  if (least == 0 && !keep_zero) left = 0;
+  return least;
+}
 
-  // A warp has a run of positions; runs before it say where it writes.
+// Hands `put(place, i)` the entries of keys above `least` and the first `left` of those that are equal to it, places ascending with entries;
+// returns how many there are.
+template <int Threads, typename Keys, typename Put>
+__device__ inline int put_chosen(TopShared& s, const Keys& keys, int n, uint32_t least, uint32_t left, Put put) {
+  constexpr int kWarps = Threads / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // A warp has a run of entries; runs before it say where it writes.
   const int run = (n + kWarps * 128 - 1) / (kWarps * 128) * 128;
   const int begin = warp * run, end = min(begin + run, n);
   uint32_t larger = 0, equal = 0;
-  each_value(values, begin, end, lane, 32, [&](int i, float value) {
-    larger += key(i, value) > least;
-    equal += key(i, value) == least;
+  each_key(keys, begin, end, lane, 32, [&](int, uint32_t bits) {
+    larger += bits > least;
+    equal += bits == least;
   });
   larger = __reduce_add_sync(~0u, larger);
   equal = __reduce_add_sync(~0u, equal);
@@ -110,14 +131,14 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, b
   const uint32_t all_larger = __reduce_add_sync(~0u, lane < kWarps ? s.warps[0][lane] : 0u);
   const int total = all_larger + min(__reduce_add_sync(~0u, lane < kWarps ? s.warps[1][lane] : 0u), left);
   for (int i = begin + 4 * lane; i - 4 * lane < end; i += 128) {
-    const float4 loaded = i < end ? *reinterpret_cast<const float4*>(values + i) : make_float4(0.f, 0.f, 0.f, 0.f);
-    const float four[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+    const uint4 loaded = i < end ? keys.four(i) : make_uint4(0, 0, 0, 0);
+    const uint32_t four[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
     uint32_t taken = 0, tied = 0;  // bit masks
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       if (i + j >= end) continue;
-      taken |= (key(i + j, four[j]) > least) << j;
-      tied |= (key(i + j, four[j]) == least) << j;
+      taken |= (four[j] > least) << j;
+      tied |= (four[j] == least) << j;
     }
     if (!__any_sync(~0u, taken | tied)) continue;
     const uint32_t ties = __popc(tied);
@@ -135,4 +156,56 @@ __device__ inline int top(TopShared& s, const float* values, int n, int count, b
   }
   __syncthreads();
   return total;
+}
+
+// Hands the entries of the `count` largest of `n` keys to `put(place, i)`, places ascending with entries, and returns how many there are. Of
+// equal keys those of lower entries are chosen, and without `keep_zero` none that is zero.
+template <int Threads, typename Keys, typename Put>
+__device__ inline int top(TopShared& s, const Keys& keys, int n, int count, bool keep_zero, Put put) {
+  count = min(count, n);
+  if (count <= 0) return 0;
+  uint32_t left;
+  const uint32_t least = least_chosen<Threads>(s, keys, n, count, left);
+  if (least == 0 && !keep_zero) left = 0;
+  return put_chosen<Threads>(s, keys, n, least, left, put);
+}
+
+// Room in shared memory for the largest keys of a long row.
+struct Candidates {
+  static constexpr int kRoom = 10 * 1024;  // what chips of 100 KB of shared memory have room for
+  uint32_t keys[kRoom];
+  int32_t entries[kRoom];
+};
+
+// As `top`, of a long row: a sample of it says about how large the chosen keys are; those as large, a few more than are wanted, are brought
+// to shared memory, and chosen from there. The row is read twice, and not once for every step of the selection. Where the sample says wrong,
+// or nothing, the whole row is chosen from.
+template <int Threads, typename Key, typename Put>
+__device__ inline int top_of_many(TopShared& s, Candidates& candidates, const Row<Key>& row, int n, int count, bool keep_zero, Put put) {
+  constexpr int kLeast = 8192;
+  const int stride = max((n + Candidates::kRoom - 1) / Candidates::kRoom, 4), samples = n / stride;
+  const float expected = static_cast<float>(count) / stride;
+  // Three deviations of a count of independent events more.
+  const int rank = static_cast<int>(expected + 3.f * sqrtf(expected)) + 4;
+  if (n >= kLeast && count > 0 && rank < samples && static_cast<int64_t>(rank) * stride < Candidates::kRoom) {
+    for (int i = threadIdx.x; i < samples; i += Threads) {
+      // Not at even distances: what repeats in a prompt could repeat with them.
+      const int at = i * stride + static_cast<int>((static_cast<uint32_t>(i) * 2654435769u >> 8) % static_cast<uint32_t>(stride));
+      candidates.keys[i] = row.key(at, row.values[at]);
+    }
+    __syncthreads();
+    uint32_t left;
+    const uint32_t pivot = least_chosen<Threads>(s, List{candidates.keys}, samples, rank, left);
+    __syncthreads();
+    if (pivot > 0) {
+      const int found = put_chosen<Threads>(s, row, n, pivot - 1, 0, [&](int place, int i) {
+        if (place >= Candidates::kRoom) return;
+        candidates.keys[place] = row.key(i, row.values[i]);
+        candidates.entries[place] = i;
+      });
+      if (found >= count && found <= Candidates::kRoom)
+        return top<Threads>(s, List{candidates.keys}, found, count, keep_zero, [&](int place, int i) { put(place, candidates.entries[i]); });
+    }
+  }
+  return top<Threads>(s, row, n, count, keep_zero, put);
 }

@@ -222,6 +222,38 @@ fn the_estimator_chooses_the_lines_of_most_mass() {
     }
 }
 
+/// Of columns of equal mass the first are chosen, also where there are more of them than fit the room for candidates, and where most have
+/// none.
+#[test]
+fn equal_masses() {
+    let Some(device) = attention() else { return };
+    for start in [9_000, 12_000] {
+        let mut case = Case::new(70, start, 1, 1, 64, 1);
+        case.q.fill(0.0);
+        let lines = ["vertical-slash:2000,120".parse().unwrap()];
+        let (.., indexes, _) =
+            Rounded::<bf16>::new(case).prefill(device, &lines, false, Layout::RowMajor, &mut Workspace::new());
+        assert!(indexes[0].columns().iter().copied().eq(0..2000));
+
+        let mut case = Case::new(70, start, 1, 1, 64, 1);
+        case.k.fill(0.0);
+        // Nothing has mass beside these keys.
+        let liked: Vec<usize> = (40..start).step_by(5).collect();
+        for (q, x) in case.q.iter_mut().enumerate() {
+            *x = if q % 64 == 0 { 100.0 } else { 0.0 };
+        }
+        liked.iter().for_each(|key| case.k[key * 64] = 100.0);
+        let (.., indexes, _) =
+            Rounded::<bf16>::new(case).prefill(device, &lines, false, Layout::RowMajor, &mut Workspace::new());
+        let mut want: Vec<usize> = (0..30).chain(liked).collect();
+        let others = (30..).filter(|key| want.binary_search(key).is_err());
+        let filled: Vec<usize> = others.take(2000usize.saturating_sub(want.len())).collect();
+        want.extend(filled);
+        want.sort_unstable();
+        assert_eq!(indexes[0].columns(), &want[..2000]);
+    }
+}
+
 /// The same inputs give the same bits.
 #[test]
 fn runs_repeat_exactly() {

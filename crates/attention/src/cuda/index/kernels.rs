@@ -21,6 +21,8 @@ const GAIN_OFFSETS: usize = 1024;
 const GAIN_THREADS: u32 = 256;
 /// Threads of a block of `choose_lines`.
 const CHOOSERS: u32 = 1024;
+/// Its shared memory: `Candidates` of `kernels/top.cuh`, keys and entries.
+const CANDIDATE_BYTES: u32 = 10 * 1024 * 8;
 /// Warps, and so items, of a block of `work_list`.
 const WORK_WARPS: usize = 8;
 /// Floats of a row of weights in shared memory, as `kernels/sm90/last_queries.cuh` has it.
@@ -122,7 +124,7 @@ impl IndexKernels {
         Ok(Self {
             scores: if has_scores { Some([scores(BF16, "bf16")?, scores(F16, "f16")?]) } else { None },
             gains: device.load(GAINS)?.function("window_gains", 0)?,
-            choose: device.load(CHOOSE)?.function("choose_lines", 0)?,
+            choose: device.load(CHOOSE)?.function("choose_lines", CANDIDATE_BYTES)?,
             blocks: BlockKernels::new(device)?,
             work: device.load(WORK)?.function("work_list", 0)?,
         })
@@ -185,7 +187,8 @@ impl IndexKernels {
             // SAFETY: the kernel's one parameter; the workspace has the room that the layout says.
             unsafe { launch.run()? };
         }
-        let launch = self.choose.launch(stream).grid([shape.heads as u32 + 1, 1, 1]).block(CHOOSERS).arg(params);
+        let launch = self.choose.launch(stream).grid([shape.heads as u32 + 1, 1, 1]);
+        let launch = launch.block(CHOOSERS).shared_bytes(CANDIDATE_BYTES).arg(params);
         // SAFETY: as above.
         unsafe { launch.run()? };
         let items = shape.heads * shape.query_tiles();
