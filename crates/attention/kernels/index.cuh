@@ -4,7 +4,7 @@
 
 #include "work.cuh"
 
-// The query heads of one key head whose last queries are looked at by one thread block: slots `slot .. slot + count`.
+// Query heads of one key head whose last queries are looked at together: slots `slot .. slot + count`.
 struct ScoreTask {
   int32_t kv_head;
   int32_t slot;
@@ -21,7 +21,7 @@ struct LastQueriesParams {
   int32_t rows;          // query rows
   int32_t len;           // keys
   int32_t chunk_tiles;   // tiles of a run of keys
-  int32_t stages;        // of the ring of key tiles
+  int32_t stages;        // of the Hopper kernels' ring of key tiles
   float scale_log2;      // softmax scale times log2(e)
 };
 

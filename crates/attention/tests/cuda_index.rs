@@ -6,13 +6,16 @@ mod case;
 mod device;
 
 use case::{Case, patterns};
-use device::{Layout, Rounded, attention, sized};
+use device::{Layout, Rounded, attentions, sized};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rayon::prelude::*;
-use speedread_attention::cuda::{self, AttentionElement, CallShape, Plan, TILE, Workspace};
+use speedread_attention::cuda::{
+    self, Attention, AttentionElement, CallShape, DeviceOptions, DeviceRows, Plan, TILE, Workspace,
+};
 use speedread_attention::index::cover;
 use speedread_attention::*;
+use speedread_cuda::Device;
 
 /// Attention of the last queries of a head: per query its row and its weight on every key it sees, in f64.
 fn last_weights<T: AttentionElement>(case: &Rounded<T>, head: usize) -> Vec<(usize, Vec<f64>)> {
@@ -93,13 +96,34 @@ fn check_lines(weights: &[(usize, Vec<f64>)], index: &SparseIndex, vertical: usi
     assert!(index.windows().len() <= cover(&may, TILE).len(), "{about}: more windows than the diagonals need");
 }
 
+/// On every kernel.
 fn check<T: AttentionElement>(case: Case, patterns: &[Pattern], fallback: bool, layout: Layout, work: &mut Workspace) {
-    let Some(device) = attention() else { return };
+    if attentions().is_empty() {
+        return;
+    }
     let case = Rounded::<T>::new(case);
-    let Case { rows, start, heads, kv_heads, dim, .. } = case.case;
-    let about = format!("{} {patterns:?} {rows} rows from {start}, {heads}/{kv_heads} heads of {dim}", T::NAME);
-    let (out, lse, indexes, report) = case.prefill(device, patterns, fallback, layout, work);
     let want = case.indexes(patterns, fallback);
+    for device in attentions() {
+        check_on(device, &case, &want, patterns, fallback, layout, work);
+    }
+}
+
+fn check_on<T: AttentionElement>(
+    device: &(Device, Attention),
+    case: &Rounded<T>,
+    want: &[SparseIndex],
+    patterns: &[Pattern],
+    fallback: bool,
+    layout: Layout,
+    work: &mut Workspace,
+) {
+    let Case { rows, start, heads, kv_heads, dim, .. } = case.case;
+    let about = format!(
+        "{} kernel, {} {patterns:?} {rows} rows from {start}, {heads}/{kv_heads} heads of {dim}",
+        device.1.kernel(),
+        T::NAME
+    );
+    let (out, lse, indexes, report) = case.prefill(device, patterns, fallback, layout, work);
     let plan = Plan::new(&indexes, kv_heads, dim).unwrap();
     for head in 0..heads {
         let (got, want, report) = (&indexes[head], &want[head], &report[head]);
@@ -127,7 +151,7 @@ fn check<T: AttentionElement>(case: Case, patterns: &[Pattern], fallback: bool, 
             assert_eq!(got, want, "{about}: head {head}");
             continue;
         }
-        let weights = last_weights(&case, head);
+        let weights = last_weights(case, head);
         if let Pattern::VerticalSlash { vertical, slash, budget: Budget::Lines } = patterns[head] {
             check_lines(&weights, got, vertical, slash, &format!("{about}: head {head}"));
             continue;
@@ -151,7 +175,7 @@ proptest! {
         chosen in proptest::collection::vec(patterns(), 1..4), fallback: bool, half: bool, spare in proptest::option::of(0usize..300),
         seed: u64,
     ) {
-        if attention().is_none() { return Ok(()) }
+        if attentions().is_empty() { return Ok(()) }
         let case = Case::new(rows, start, kv_heads, group, dim, seed);
         let patterns: Vec<Pattern> = (0..case.heads).map(|head| chosen[head % chosen.len()]).collect();
         let layout = spare.map_or(Layout::RowMajor, |spare| Layout::HeadMajor { spare });
@@ -166,7 +190,7 @@ proptest! {
 /// Shapes that tiles make special, with budgets smaller and larger than the sequence, one workspace for all.
 #[test]
 fn edges_of_tiles() {
-    if attention().is_none() {
+    if attentions().is_empty() {
         return;
     }
     let mut work = Workspace::new();
@@ -195,7 +219,7 @@ fn edges_of_tiles() {
 /// Long enough for several runs of keys, several blocks of gains and several batches of column tiles.
 #[test]
 fn long_prompts() {
-    if attention().is_none() {
+    if attentions().is_empty() {
         return;
     }
     for (text, rows, start) in [
@@ -226,8 +250,7 @@ fn the_estimator_chooses_the_lines_of_most_mass() {
 /// none.
 #[test]
 fn equal_masses() {
-    let Some(device) = attention() else { return };
-    for start in [9_000, 12_000] {
+    for (device, start) in attentions().iter().flat_map(|device| [(device, 9_000), (device, 12_000)]) {
         let mut case = Case::new(70, start, 1, 1, 64, 1);
         case.q.fill(0.0);
         let lines = ["vertical-slash:2000,120".parse().unwrap()];
@@ -257,13 +280,42 @@ fn equal_masses() {
 /// The same inputs give the same bits.
 #[test]
 fn runs_repeat_exactly() {
-    let Some(device) = attention() else { return };
+    if attentions().is_empty() {
+        return;
+    }
     let case = Rounded::<bf16>::new(Case::new(sized(9000, 300), 300, 4, 4, 128, 9));
     let patterns = ["vertical-slash-tiles:4,8".parse().unwrap(); 16];
-    let mut work = Workspace::new();
-    let first = case.prefill(device, &patterns, false, Layout::RowMajor, &mut work);
-    for _ in 0..sized(5, 1) {
-        assert_eq!(case.prefill(device, &patterns, false, Layout::RowMajor, &mut work), first);
+    for device in attentions() {
+        let mut work = Workspace::new();
+        let first = case.prefill(device, &patterns, false, Layout::RowMajor, &mut work);
+        for _ in 0..sized(5, 1) {
+            let again = case.prefill(device, &patterns, false, Layout::RowMajor, &mut work);
+            assert!(again == first, "{} kernel: another result", device.1.kernel());
+        }
+    }
+}
+
+/// Every kernel reads 16 bytes at a time, whatever the pattern.
+#[test]
+fn rows_off_their_alignment_are_refused() {
+    for (device, attention) in attentions() {
+        let stream = device.stream().unwrap();
+        let buffer = stream.zeros::<bf16>(300 * 129 + 64).unwrap();
+        let even = DeviceRows::new(buffer.view(), 300, 2, 64, 128, 64).unwrap();
+        let odd = DeviceRows::new(buffer.view(), 300, 2, 64, 129, 64).unwrap();
+        for pattern in ["vertical-slash:30,100", "vertical-slash-tiles:1,1", "block-sparse:1", "a-shape:4,100"] {
+            let patterns = [pattern.parse().unwrap(); 2];
+            let options = DeviceOptions { dense_fallback: false, ..DeviceOptions::default() };
+            for (q, k, what) in [(odd, even, "queries"), (even, odd, "keys")] {
+                let built = attention.build_indexes(&stream, q, k, &patterns, &options, &mut Workspace::new());
+                let said = built.unwrap_err().to_string();
+                assert!(
+                    said.contains(what) && said.contains("multiples of 16"),
+                    "{} {pattern}: {said}",
+                    attention.kernel()
+                );
+            }
+        }
     }
 }
 
@@ -277,7 +329,7 @@ fn memory_stays_small() {
 /// Masses are kept for the heads that need them alone: here the first of them is not the first head.
 #[test]
 fn heads_of_several_patterns() {
-    if attention().is_none() {
+    if attentions().is_empty() {
         return;
     }
     let local = Pattern::AShape { sink: 101, local: 6 };

@@ -10,19 +10,13 @@
 #include "mma/softmax.cuh"
 #include "mma/warp.cuh"
 #include "portable/output.cuh"
+#include "portable/tensor.cuh"
 #include "portable/tiles.cuh"
 #include "ptx/shared.cuh"
 #include "ptx/thread.cuh"
 #include "work.cuh"
 
 namespace portable {
-
-// A [rows, heads, dim] tensor; strides are in elements, and addresses and strides multiples of 16 bytes.
-template <typename Element>
-struct Tensor {
-  Element* data;
-  int64_t row_stride, head_stride;
-};
 
 // The mirror of `Tensors` in `src/cuda/kernels.rs`.
 template <typename Element>
@@ -54,7 +48,7 @@ __device__ __forceinline__ void load_keys(uint32_t to, const Tensor<const Elemen
   const bool gathered = tile.gathered;
   const Element* from = gathered ? columns : x.data + kv_head * x.head_stride;
   Tiles<Dim>::template load<Tiles<Dim>::kKeys>(to, from, gathered ? Dim : x.row_stride, tile.first_key + half * Tiles<Dim>::kKeys,
-                                               gathered ? INT32_MAX : keys);
+                                               gathered ? INT32_MAX : keys, threadIdx.x);
 }
 
 // S = Q K^T of a warp's rows. `q` and `k` are where this lane's row of the first matrices begins.
@@ -134,7 +128,7 @@ __device__ __forceinline__ void attention(const Tensors<Element>& x, const Atten
     if (s.item.steps == 0) return;
 
     uint32_t slot = 0;  // of K; V is in the slot after
-    T::template load<T::kQueries>(q_tile, x.q.data + s.item.head * x.q.head_stride, x.q.row_stride, row, p.rows);
+    T::template load<T::kQueries>(q_tile, x.q.data + s.item.head * x.q.head_stride, x.q.row_stride, row, p.rows, threadIdx.x);
     load_k(slot, s.tiles[0], 0);
     ptx::copy_async_commit();
     load_v(after(slot), s.tiles[0], 0);

@@ -1,4 +1,4 @@
-// Tile sizes of the portable attention kernel, by head dim, and how its tiles lie in shared memory.
+// Tile sizes of the portable attention kernel, by head dim, and how tiles lie in shared memory.
 #pragma once
 #include "key_tiles.cuh"
 #include "ptx/async_copy.cuh"
@@ -33,12 +33,12 @@ struct Tiles {
     return (place ^ (further % kGroup << 4)) + (further / kGroup * kGroup << 4);
   }
 
-  // Starts the copy of `Rows` rows from row `first` on, those outside 0..limit as zeros; by all threads, neighbours copying neighbouring
-  // chunks.
+  // Starts the copy of `Rows` rows from row `first` on, those outside 0..limit as zeros; by threads 0 .. kThreads, neighbours copying
+  // neighbouring chunks.
   template <int Rows, typename Element>
-  static __device__ __forceinline__ void load(uint32_t to, const Element* from, int64_t row_stride, int first, int limit) {
+  static __device__ __forceinline__ void load(uint32_t to, const Element* from, int64_t row_stride, int first, int limit, uint32_t thread) {
     constexpr int kStep = kThreads / kGroup;  // rows at a time
-    const int row = threadIdx.x / kGroup, chunk = threadIdx.x % kGroup;
+    const int row = thread / kGroup, chunk = thread % kGroup;
     to += place(row, chunk);
     from += (first + row) * row_stride + chunk * 8;
 #pragma unroll

@@ -1,25 +1,18 @@
-// Where the attention mass of a prompt's last queries lies (MInference, algorithm 2), for Hopper: A = softmax(Q[-64..] K^T), summed per
-// column and per diagonal. A is never held: a first launch finds each row's normaliser, a second one the sums.
+// Where the attention mass of a prompt's last queries lies (masses.cuh), for Hopper.
 //
 // A thread block takes a run of keys of one key head, and a warpgroup of it the 64 last queries of one query head of the group; the copy
-// engine brings tiles of 64 keys, which all warpgroups share. Row i of the 64 stands at position `len - 64 + i`; those before the first
-// query row are left out.
+// engine brings tiles of 64 keys, which all warpgroups share.
 #pragma once
 #include <cuda.h>
 
-#include "index.cuh"
+#include "masses.cuh"
 #include "mma/wgmma.cuh"
-#include "ptx/math.cuh"
 #include "ptx/mbarrier.cuh"
-#include "ptx/named_barrier.cuh"
 #include "ptx/tma.cuh"
 
 namespace sm90 {
 
-constexpr int kLastQueries = 64;
-constexpr int kScoredKeys = 64;     // keys of a tile
 constexpr int kMaxStages = 4;
-constexpr int kWeightPitch = 72;    // floats of a row of weights: four rows on, the banks have moved by a whole turn
 
 template <int Dim>
 struct ScoreTiles {
@@ -61,7 +54,7 @@ __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys,
                                           int end, int row, int lane, Use use) {
   using T = ScoreTiles<Dim>;
   const mma::Operand a{ptx::shared_address(queries), 16, 1024}, b{ptx::shared_address(keys), 16, 1024};
-  float scores[kScoredKeys / 2];
+  float scores[kTileScores];
   s.queries.wait(0);
   int stage = 0;
   for (uint32_t parity = 0; tile < end; tile++) {
@@ -81,120 +74,8 @@ __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys,
       stage = 0;
       parity ^= 1;
     }
-    if (tile * kScoredKeys + kScoredKeys - 1 > p.len - kLastQueries) {
-      const int behind = p.len - kLastQueries + row - tile * kScoredKeys - lane % 4 * 2;  // last column of the tile that the row sees
-#pragma unroll
-      for (int i = 0; i < kScoredKeys / 2; i++)
-        if ((i / 4) * 8 + (i & 1) > behind + ((i >> 1) & 1) * 8) scores[i] = -INFINITY;
-    }
+    mask_scores(scores, p, tile, row, lane);
     use(tile, scores);
-  }
-}
-
-// First launch: per row and run of keys the largest score (times scale times log2 e) and the sum of powers of two below it.
-template <typename Element, int Dim>
-__device__ __forceinline__ void row_sums(ScoreBarriers& s, const uint8_t* keys, const uint8_t* queries, const LastQueriesParams& p, int slot,
-                                         int tile, int end, int row, int lane) {
-  // Finite: a run of keys may hold none that the row sees.
-  float top[2] = {-1e30f, -1e30f}, sum[2] = {0.f, 0.f};
-  each_tile<Element, Dim>(s, keys, queries, p, tile, end, row, lane, [&](int, float (&scores)[kScoredKeys / 2]) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float now = top[r];
-#pragma unroll
-      for (int i = 0; i < kScoredKeys / 4; i++) now = fmaxf(now, scores[(i / 2) * 4 + 2 * r + (i & 1)]);
-      // The difference first: of two products, one fused with the subtraction, it would not be zero where nothing is raised, and of tops
-      // as low as a run's without visible keys its power would be infinite.
-      sum[r] *= ptx::exp2_approx((top[r] - now) * p.scale_log2);
-      top[r] = now;
-      const float shift = now * p.scale_log2;
-#pragma unroll
-      for (int i = 0; i < kScoredKeys / 4; i++) sum[r] += ptx::exp2_approx(fmaf(scores[(i / 2) * 4 + 2 * r + (i & 1)], p.scale_log2, -shift));
-    }
-  });
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    float all = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-    all = fmaxf(all, __shfl_xor_sync(~0u, all, 2));
-    float total = sum[r] * ptx::exp2_approx((top[r] - all) * p.scale_log2);
-    total += __shfl_xor_sync(~0u, total, 1);
-    total += __shfl_xor_sync(~0u, total, 2);
-    if (lane % 4 == 0)
-      p.partials[(static_cast<int64_t>(slot) * gridDim.x + blockIdx.x) * kLastQueries + row + 8 * r] = make_float2(all * p.scale_log2, total);
-  }
-}
-
-// Base-2 log-sum-exp of a row; plus infinity for a row before the first query, so that it has no mass.
-__device__ __forceinline__ float normaliser(const LastQueriesParams& p, int slot, int row) {
-  if (row < kLastQueries - p.rows) return INFINITY;
-  const float2* partials = p.partials + static_cast<int64_t>(slot) * gridDim.x * kLastQueries + row;
-  float top = -INFINITY, sum = 0.f;
-  for (int chunk = 0; chunk < gridDim.x; chunk++) top = fmaxf(top, __ldg(&partials[chunk * kLastQueries].x));
-  for (int chunk = 0; chunk < gridDim.x; chunk++) {
-    const float2 partial = __ldg(&partials[chunk * kLastQueries]);
-    sum += partial.y * ptx::exp2_approx(partial.x - top);
-  }
-  return top + log2f(sum);
-}
-
-// Second launch: sums over the 64 rows. The warpgroup lays the weights of a tile into shared memory, and half of it adds up columns, the
-// other half diagonals.
-//
-// Thread t of the latter adds the tile's diagonals 63 - t (columns minus rows; `near` below) and -1 - t (`far`). The far ones of a tile
-// are the near ones of the tile before it, so a sum is whole, and written, one tile later; those at the ends of a run of keys are whole
-// only with another run's, and two additions to zero give the same in either order.
-template <typename Element, int Dim>
-__device__ __forceinline__ void line_sums(ScoreBarriers& s, const uint8_t* keys, const uint8_t* queries, float* weights,
-                                          const LastQueriesParams& p, int group, int slot, int tile, int end, int row, int lane) {
-  const float shift[2] = {normaliser(p, slot, row), normaliser(p, slot, row + 8)};
-  const int thread = threadIdx.x % 128, t = thread % 64;
-  const bool adds_columns = thread < 64;
-  float* const columns = p.columns + static_cast<int64_t>(slot) * p.pitch;
-  float* const diagonals = p.diagonals + static_cast<int64_t>(slot) * p.pitch;
-  const int first = tile;
-  float carried = 0.f;
-  each_tile<Element, Dim>(s, keys, queries, p, tile, end, row, lane, [&](int tile, float (&scores)[kScoredKeys / 2]) {
-#pragma unroll
-    for (int i = 0; i < kScoredKeys / 2; i++) scores[i] = ptx::exp2_approx(fmaf(scores[i], p.scale_log2, -shift[(i >> 1) & 1]));
-    ptx::barrier_sync(1 + group, 128);  // the tile before has been added up
-#pragma unroll
-    for (int i = 0; i < kScoredKeys / 2; i += 2)
-      *reinterpret_cast<float2*>(weights + (row + ((i >> 1) & 1) * 8) * kWeightPitch + (i / 4) * 8 + lane % 4 * 2) =
-          make_float2(scores[i], scores[i + 1]);
-    ptx::barrier_sync(1 + group, 128);
-    if (adds_columns) {
-      float sum[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-      for (int r = 0; r < kLastQueries; r++) sum[r % 4] += weights[r * kWeightPitch + t];
-      const int key = tile * kScoredKeys + t;
-      if (key < p.len) columns[key] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    } else {
-      float near[2] = {0.f, 0.f}, far[2] = {0.f, 0.f};
-      const float* const at = weights + 63 - t;
-#pragma unroll
-      for (int r = 0; r < kLastQueries; r++) {
-        const float weight = (r <= t ? at : at - 64)[r * (kWeightPitch + 1)];
-        if (r <= t) {
-          near[r % 2] += weight;
-        } else {
-          far[r % 2] += weight;
-        }
-      }
-      const float whole = carried + (far[0] + far[1]);
-      carried = near[0] + near[1];
-      const int distance = p.len - 63 - tile * kScoredKeys + t;
-      if (distance >= 0 && distance < p.len) {
-        if (tile == first) {
-          atomicAdd(diagonals + distance, whole);
-        } else {
-          diagonals[distance] = whole;
-        }
-      }
-    }
-  });
-  if (!adds_columns) {
-    const int distance = p.len - 127 - (end - 1) * kScoredKeys + t;
-    if (distance >= 0 && distance < p.len) atomicAdd(diagonals + distance, carried);
   }
 }
 
@@ -226,10 +107,11 @@ __device__ __forceinline__ void last_queries(const CUtensorMap* q_map, const CUt
   } else if (group < task.count) {
     const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;  // and 8 rows below
     const uint8_t* const own = queries + group * T::kBytes;
+    auto each = [&](auto use) { each_tile<Element, Dim>(s, keys, own, p, tile, end, row, lane, use); };
     if (Lines) {
-      line_sums<Element, Dim>(s, keys, own, weights + group * kLastQueries * kWeightPitch, p, group, task.slot + group, tile, end, row, lane);
+      line_sums(each, weights + group * kLastQueries * kWeightPitch, p, group, task.slot + group, tile, end, row, lane);
     } else {
-      row_sums<Element, Dim>(s, keys, own, p, task.slot + group, tile, end, row, lane);
+      row_sums(each, p, task.slot + group, row, lane);
     }
   }
 }

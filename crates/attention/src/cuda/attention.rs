@@ -83,7 +83,7 @@ impl Attention {
         Self::with_kernel(device, KernelKind::of(device)?)
     }
 
-    /// As [`Attention::new`], with an attention kernel of choice.
+    /// As [`Attention::new`], with kernels of choice, for attention and for the indexes.
     ///
     /// # Errors
     /// [`Error::Cuda`] when the kernel is not for this device or this build has no kernels.
@@ -93,7 +93,7 @@ impl Attention {
             multiprocessors: device.multiprocessors(),
             kernels: AttentionKernels::new(device, kind)?,
             gather: device.load(GATHER)?.function("gather_columns", 0)?,
-            index: IndexKernels::new(device)?,
+            index: IndexKernels::new(device, kind)?,
             compare: CompareKernels::load(device)?,
             decode_f16: DecodeKernels::load(device, "f16")?,
             decode_fp8: DecodeKernels::load_fp8(device, &decode_bf16)?,
@@ -101,7 +101,7 @@ impl Attention {
         })
     }
 
-    /// Which attention kernel runs.
+    /// Which kernels run.
     pub fn kernel(&self) -> KernelKind {
         self.kernels.kind
     }
@@ -155,8 +155,7 @@ impl Attention {
     /// a query head.
     ///
     /// # Errors
-    /// As for [`Attention::attend`]; [`Error::Pattern`] for a pattern that makes no sense, or is vertical-slash on a device other than Hopper,
-    /// whose indexes only the host builds.
+    /// As for [`Attention::attend`]; [`Error::Pattern`] for a pattern that makes no sense.
     #[allow(clippy::too_many_arguments)]
     pub fn prefill<T: AttentionElement>(
         &self,
@@ -195,6 +194,8 @@ impl Attention {
                 k.tensor.rows, k.tensor.dim
             )));
         }
+        check_alignment::<T>("queries", &q.tensor)?;
+        check_alignment::<T>("keys", &k.tensor)?;
         let start = k.tensor.rows - rows;
         let shape = CallShape { rows, start, heads: q.tensor.heads, kv_heads: k.tensor.heads, dim };
         let scale = softmax_scale(options.scale, dim)?;

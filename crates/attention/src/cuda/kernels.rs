@@ -18,7 +18,7 @@ static SM90_F16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sm90_f16_atte
 static PORTABLE_BF16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bf16_attention.fatbin"));
 static PORTABLE_F16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/f16_attention.fatbin"));
 
-/// Which attention kernel runs.
+/// Which kernels run: attention, and the last queries' masses that indexes are chosen by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelKind {
     /// Products of warpgroups, tiles by the bulk copy engine: compute capability 9.0 (Hopper) alone.
@@ -28,7 +28,7 @@ pub enum KernelKind {
 }
 
 impl KernelKind {
-    /// The fastest kernel for `device`.
+    /// The fastest kernels for `device`.
     ///
     /// # Errors
     /// [`Error::Cuda`] when there is none.
@@ -38,7 +38,7 @@ impl KernelKind {
         Ok(kind)
     }
 
-    fn runs_on(self, device: &Device) -> bool {
+    pub(super) fn runs_on(self, device: &Device) -> bool {
         match self {
             Self::Sm90 => device.capability() == (9, 0),
             Self::Portable => device.capability() >= (8, 0),
@@ -146,10 +146,10 @@ struct AttentionParams {
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for AttentionParams {}
 
-/// Mirror of `Tensor` in `kernels/portable/attention.cuh`.
+/// Mirror of `Tensor` in `kernels/portable/tensor.cuh`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct PortableTensor {
+pub(super) struct PortableTensor {
     data: u64,
     row_stride: i64,
     head_stride: i64,

@@ -1,7 +1,7 @@
 //! Attention on CUDA devices, over the same [`SparseIndex`](crate::SparseIndex) as the CPU's.
 //!
 //! An index becomes a [`Plan`]: a queue of query tiles, each with its list of key tiles, laid out as the kernels read it. [`Attention`]
-//! holds the kernels of a device: one for Hopper, or a portable one for every chip from Ampere on ([`KernelKind`]). The columns of a plan
+//! holds the kernels of a device: those for Hopper, or portable ones for every chip from Ampere on ([`KernelKind`]). The columns of a plan
 //! are gathered into dense tiles first, so that every key tile is a run of rows.
 //!
 //! [`prefill`] is the whole way for data on the host, with the shapes and options of [`crate::prefill`]; indexes are estimated on the

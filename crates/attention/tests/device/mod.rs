@@ -40,10 +40,11 @@ pub fn attentions() -> &'static [(Device, Attention)] {
     })
 }
 
-/// Device 0 with its fastest kernel, or `None` where there is no device and none is required.
+/// What a test takes on a device, and what on the emulator.
 pub fn sized<T>(full: T, small: T) -> T {
     if std::env::var_os("SPEEDREAD_EMULATED").is_some_and(|x| x == "1") { small } else { full }
 }
+/// Device 0 with its fastest kernel, or `None` where there is no device and none is required.
 pub fn attention() -> Option<&'static (Device, Attention)> {
     attentions().first()
 }

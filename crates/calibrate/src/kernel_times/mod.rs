@@ -127,7 +127,7 @@ impl KernelTimes {
     /// Measures.
     ///
     /// # Errors
-    /// Those of attention on the device: vertical-slash needs a Hopper GPU, for one. [`Error::Request`] when the device's clock says that
+    /// Those of attention on the device. [`Error::Request`] when the device's clock says that
     /// tiles take no time.
     pub fn measure(place: Place<'_>, shape: Shape) -> Result<Self> {
         match place {

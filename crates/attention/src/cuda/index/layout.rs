@@ -13,7 +13,7 @@ use crate::{Budget, Error, Pattern};
 
 /// Keys of a tile of the last queries' scores.
 const SCORED_KEYS: usize = 64;
-/// Query heads whose scores one thread block computes: its warpgroups.
+/// Query heads of a task: the warpgroups of a thread block on Hopper.
 pub(super) const SCORED_HEADS: usize = 4;
 /// Thread blocks that the scores are split over, about: a few times as many as a chip runs at once.
 const SCORE_BLOCKS: usize = 528;
@@ -78,7 +78,7 @@ impl CallShape {
     }
 }
 
-/// The query heads of one key head whose last queries one thread block looks at.
+/// Query heads of one key head whose last queries are looked at together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct ScoreTask {
@@ -233,7 +233,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Shares out the heads whose last queries are looked at: as few thread blocks a key head as its warpgroups allow, evenly filled.
+    /// Shares out the heads whose last queries are looked at: as few tasks a key head as their size allows, evenly filled.
     fn split_scores(&mut self, group: usize, len: usize) {
         let mut slot = 0;
         for heads in self.slots.chunk_by(|&a, &b| a as usize / group == b as usize / group) {
@@ -289,8 +289,8 @@ impl Layout {
         self.items = at as usize;
     }
 
-    /// Warpgroups of a thread block of the scores.
-    pub(super) fn score_groups(&self) -> usize {
+    /// Query heads of the largest task.
+    pub(super) fn score_heads(&self) -> usize {
         self.score_tasks.iter().map(|task| task.count as usize).max().unwrap_or(0)
     }
 }
@@ -392,7 +392,7 @@ mod tests {
         let layout = Layout::new(&seven, &patterns(&["vertical-slash-tiles:8,24"; 14]), true).unwrap();
         let tasks: Vec<_> = layout.score_tasks.iter().map(|t| (t.kv_head, t.slot, t.count)).collect();
         assert_eq!(tasks, [(0, 0, 4), (0, 4, 3), (1, 7, 4), (1, 11, 3)]);
-        assert_eq!(layout.score_groups(), 4);
+        assert_eq!(layout.score_heads(), 4);
         assert!(layout.chunks * layout.chunk_tiles * 64 >= 100_000 && layout.chunks * 4 <= SCORE_BLOCKS);
     }
 

@@ -306,11 +306,11 @@ mod tests {
     use speedread_cuda::Device;
 
     use super::*;
-    use crate::cuda::{Attention, DeviceOptions, DeviceRows};
+    use crate::cuda::{Attention, DeviceOptions, DeviceRows, KernelKind};
 
-    /// What the last queries of `head` make of each key: the sums of their weights, in f64.
-    fn masses(q: &[bf16], k: &[bf16], rows: usize, heads: usize, dim: usize, head: usize) -> Vec<f64> {
-        let mut sums = vec![0.0; rows];
+    /// What the last queries of `head` make of each key, and of each distance: the sums of their weights, in f64.
+    fn masses(q: &[bf16], k: &[bf16], rows: usize, heads: usize, dim: usize, head: usize) -> [Vec<f64>; 2] {
+        let (mut columns, mut diagonals) = (vec![0.0; rows], vec![0.0; rows]);
         for row in rows - LAST_QUERIES.min(rows)..rows {
             let dot = |key: usize| -> f64 {
                 let (q, k) = (&q[(row * heads + head) * dim..][..dim], &k[key * dim..][..dim]);
@@ -318,9 +318,12 @@ mod tests {
             };
             let weights: Vec<f64> = (0..=row).map(|key| dot(key).exp()).collect();
             let sum: f64 = weights.iter().sum();
-            weights.iter().zip(&mut sums).for_each(|(weight, to)| *to += weight / sum);
+            for (key, weight) in weights.iter().enumerate() {
+                columns[key] += weight / sum;
+                diagonals[row - key] += weight / sum;
+            }
         }
-        sums
+        [columns, diagonals]
     }
 
     /// The tables that kernels read are those that the host made, and masses are those of the head that a slot is for.
@@ -331,7 +334,12 @@ mod tests {
             eprintln!("skipped: no CUDA device");
             return;
         };
-        let attention = Attention::new(&device).unwrap();
+        for kind in [KernelKind::Sm90, KernelKind::Portable].into_iter().filter(|kind| kind.runs_on(&device)) {
+            check_slots(&device, &Attention::with_kernel(&device, kind).unwrap());
+        }
+    }
+
+    fn check_slots(device: &Device, attention: &Attention) {
         let heads = 7;
         let local = Pattern::AShape { sink: 5, local: 98 };
         let lines: Pattern = "vertical-slash:51,135".parse().unwrap();
@@ -352,19 +360,23 @@ mod tests {
             let mut work = Workspace::new();
             attention.build_indexes(&stream, rows_q, rows_k, &patterns, &options, &mut work).unwrap();
             let layout = work.layout.clone().unwrap();
-            let columns = stream.download(work.columns.buffer().unwrap().view()).unwrap();
-            for (slot, &head) in layout.slots.iter().enumerate() {
-                let found = &columns[slot * layout.pitch..][..rows];
-                let off = |head: usize| {
-                    let want = masses(&q, &k, rows, heads, dim, head);
-                    let off = found.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs());
-                    off.fold(0.0, |most, x| if x <= most { most } else { x }) // keeps what is no number
-                };
-                let all: Vec<f64> = (0..heads).map(off).collect();
-                assert!(
-                    all[head as usize] < 1e-3,
-                    "{rows} rows of {dim}, slot {slot} of head {head}: off from head i by {all:?}"
-                );
+            let want: Vec<[Vec<f64>; 2]> = (0..heads).map(|head| masses(&q, &k, rows, heads, dim, head)).collect();
+            for (line, buffer) in [&work.columns, &work.diagonals].into_iter().enumerate() {
+                let sums = stream.download(buffer.buffer().unwrap().view()).unwrap();
+                for (slot, &head) in layout.slots.iter().enumerate() {
+                    let found = &sums[slot * layout.pitch..][..rows];
+                    let off = |want: &[Vec<f64>; 2]| {
+                        let off = found.iter().zip(&want[line]).map(|(a, b)| (f64::from(*a) - b).abs());
+                        off.fold(0.0, |most, x| if x <= most { most } else { x }) // keeps what is no number
+                    };
+                    let all: Vec<f64> = want.iter().map(off).collect();
+                    assert!(
+                        all[head as usize] < 1e-3,
+                        "{} kernel, {rows} rows of {dim}, {} of slot {slot} of head {head}: off from head i by {all:?}",
+                        attention.kernel(),
+                        ["columns", "diagonals"][line]
+                    );
+                }
             }
             let slots = stream.download(work.slots.buffer().unwrap().view()).unwrap();
             assert_eq!(slots[..layout.slots.len()], layout.slots);
