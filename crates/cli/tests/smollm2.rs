@@ -182,6 +182,16 @@ fn prefill_is_timed() {
         );
     }
     assert!(fs::read_to_string(&svg).unwrap().starts_with("<svg"));
+    let bench =
+        json(&mut stage.run("bench decode", &["--lengths", "50,200", "--tokens", "4", "--kv", "f32", "--json"]));
+    let rows = bench["rows"].as_array().unwrap();
+    for row in rows {
+        assert!(row["tokens_per_s"].as_f64().unwrap() > 0.0 && row["bandwidth_share"].as_f64().unwrap() > 0.0);
+    }
+    // 150 more positions of 30 layers, 3 heads of 64, keys and values, in 4 bytes each.
+    let bytes = |row: usize| rows[row]["bytes_per_token"].as_u64().unwrap();
+    assert_eq!(bytes(1) - bytes(0), 150 * 30 * 3 * 64 * 2 * 4);
+    stage.run("bench decode", &["--lengths", "8190"]).assert().code(1).stderr(says("context of 8192"));
     stage.run("bench prefill", &["--lengths", "9000"]).assert().code(1).stderr(says("context of 8192"));
 }
 

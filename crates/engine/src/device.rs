@@ -195,6 +195,14 @@ impl Placed {
         }
     }
 
+    /// Bytes of the weights that a decode step reads, where they are.
+    pub fn step_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(decoder) => decoder.step_weights().0,
+            Self::Cuda(decoder, _) => decoder.step_weights().1 * 2,
+        }
+    }
+
     /// Number of weights in matrices.
     pub fn parameters(&self) -> u64 {
         match self {

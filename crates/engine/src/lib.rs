@@ -1,5 +1,6 @@
 //! Runs a decoder LLM with sparse prefill.
 pub mod backend;
+mod bandwidth;
 pub mod config;
 mod decoder;
 pub mod device;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::backend::cuda::CudaContext;
+use crate::bandwidth;
 use crate::config::{ModelConfig, RopeTensors};
 use crate::device::{DeviceChoice, DeviceKind, Placed, Source};
 use crate::gguf::GgufFile;
@@ -158,6 +159,25 @@ impl Model {
     /// Bytes that the weights and a session may take on the model's device; `None` where nobody knows.
     pub fn available_memory(&self) -> Result<Option<u64>> {
         self.placed.available()
+    }
+
+    /// Bytes that a decode step over `tokens` cached tokens has to read on the model's device: the weights it multiplies with, and keys and
+    /// values of the given type. `None` if the number does not fit 64 bits.
+    pub fn step_bytes(&self, tokens: usize, kv: KvType) -> Option<u64> {
+        let ModelConfig { layers, kv_heads: heads, head_dim: dim, .. } = self.config;
+        let cache = CacheShape { layers, heads, dim, capacity: tokens, kind: kv };
+        self.placed.step_bytes().checked_add(cache.bytes()?)
+    }
+
+    /// Bytes per second that the model's device moves to or from its memory, measured now: what bounds a decode step.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn memory_bandwidth(&self) -> Result<f64> {
+        match self.placed.cuda() {
+            None => Ok(bandwidth::of_host()),
+            Some(context) => bandwidth::of_device(context),
+        }
     }
 
     /// What tells its weights from another model's, in hexadecimal. Every quantisation of the same weights has the same: it hashes the shape

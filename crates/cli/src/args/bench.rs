@@ -16,6 +16,7 @@ pub const EXAMPLES: &str = "Examples:
   speedread bench prefill --lengths 2048,8192,32768 --json > prefill.json
   speedread bench prefill -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg
   speedread bench prefill --synthetic qwen2.5-7b-1m --lengths 131072,1048576 --device cuda
+  speedread bench decode --synthetic llama-3-8b --lengths 1024,131072
   speedread bench attention --heads 32/8/128 --lengths 8192,131072 --attention dense --attention vertical-slash-tiles:8,48";
 
 #[derive(Debug, Args)]
@@ -28,12 +29,15 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Time to first token of a whole model, by prompt length
     Prefill(Box<PrefillBenchArgs>),
+    /// Time of a generated token of a whole model, by prompt length, and its share of what memory allows
+    Decode(Box<DecodeBenchArgs>),
     /// Attention alone, index building included, over random numbers
     Attention(AttentionBenchArgs),
 }
 
+/// The model of a benchmark, and what it reads.
 #[derive(Debug, Args)]
-pub struct PrefillBenchArgs {
+pub struct PromptArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Time random weights in the shape of a real model
@@ -47,6 +51,24 @@ pub struct PrefillBenchArgs {
     pub files: Vec<String>,
     #[command(flatten)]
     pub prefill: PrefillArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DecodeBenchArgs {
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Tokens to generate after each prompt; the median of their times counts
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub tokens: NonZeroUsize,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PrefillBenchArgs {
+    #[command(flatten)]
+    pub prompt: PromptArgs,
     /// Runs of each; the fastest counts
     #[arg(long, value_name = "N", default_value = "2")]
     pub repeat: NonZeroUsize,

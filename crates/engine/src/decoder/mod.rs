@@ -134,6 +134,12 @@ impl<B: Backend> Decoder<B> {
         self.weights.parameters
     }
 
+    /// Bytes, as stored, and number of the weights that a step multiplies with.
+    pub(crate) fn step_weights(&self) -> (u64, u64) {
+        let (bytes, parameters) = self.weights.lookup_only;
+        (self.weights.bytes - bytes, self.weights.parameters - parameters)
+    }
+
     /// Runs a chunk; its rows' last residual stream stays in the workspace, keys and values in the cache.
     pub(crate) fn prefill(
         &self,

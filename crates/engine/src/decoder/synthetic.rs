@@ -39,6 +39,7 @@ impl<B: Backend> DecoderWeights<B> {
         // Embeddings of size one in every component.
         let embedding = make.linear(config.vocab, hidden, (hidden as f32).sqrt(), None)?;
         let tied = config.tied_embeddings.unwrap_or(false);
+        let lookup_only = if tied { (0, 0) } else { (make.next * 2, make.next) };
         let separate_output = (!tied).then(|| make.linear(config.vocab, hidden, 1.0, None)).transpose()?;
         // What the layers add together is as large as what they add it to.
         let share = (0.5 / config.layers as f32).sqrt();
@@ -65,6 +66,7 @@ impl<B: Backend> DecoderWeights<B> {
         let norm = make.norm(hidden)?;
         // Every norm is ones: the shape tells such models apart.
         let norms_hash = [0; 32];
-        Ok(Self { embedding, layers, norm, separate_output, bytes: make.next * 2, parameters: make.next, norms_hash })
+        let (bytes, parameters) = (make.next * 2, make.next);
+        Ok(Self { embedding, layers, norm, separate_output, bytes, parameters, lookup_only, norms_hash })
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct DecoderWeights<B: Backend> {
     pub bytes: u64,
     /// Their elements.
     pub parameters: u64,
+    /// Bytes and elements of an embedding that makes no logits: a step reads one row of it.
+    pub lookup_only: (u64, u64),
     /// Hash of the norms' weights: they tell models apart and are the same in every quantisation of one.
     pub norms_hash: [u8; 32],
 }
@@ -228,13 +230,14 @@ impl<B: Backend> DecoderWeights<B> {
         let tied = config.tied_embeddings.unwrap_or_else(|| !loader.has(None, OUTPUT));
         let embedding = loader.matrix(None, EMBEDDING, vocab, hidden)?;
         let embedding = backend.upload_linear(embedding, None)?;
+        let lookup_only = if tied { (0, 0) } else { (loader.bytes.get(), loader.parameters.get()) };
         let separate_output = (!tied).then(|| loader.linear(None, OUTPUT, vocab, hidden)).transpose()?;
         let layers = (0..config.layers).map(|n| loader.layer(config, n)).collect::<Result<_>>()?;
         let norm = loader.norm(None, NORM, hidden)?;
         loader.refuse_leftovers(tied)?;
         let (bytes, parameters) = (loader.bytes.get(), loader.parameters.get());
         let norms_hash = loader.norms.take().finalize().into();
-        Ok(Self { embedding, layers, norm, separate_output, bytes, parameters, norms_hash })
+        Ok(Self { embedding, layers, norm, separate_output, bytes, parameters, lookup_only, norms_hash })
     }
 
     /// The matrix that makes logits.

@@ -1,14 +1,94 @@
-//! `speedread bench`: a whole model, or attention alone.
+//! `speedread bench`: a whole model's prompts or generated tokens, or attention alone.
 
 mod attention;
+mod decode;
 mod prefill;
 
-use crate::args::bench::{BenchArgs, BenchCommand};
-use crate::context::Interrupt;
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use speedread_engine::model::Model;
+use speedread_engine::session::AttentionChoice;
+
+use crate::args::bench::{BenchArgs, BenchCommand, PromptArgs};
+use crate::context::{Interrupt, open_model, synthetic_model};
+use crate::{input, output};
 
 pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     match args.what {
         BenchCommand::Prefill(args) => prefill::run(*args, interrupt),
+        BenchCommand::Decode(args) => decode::run(&args, interrupt),
         BenchCommand::Attention(args) => attention::run(&args, interrupt),
     }
+}
+
+/// A model and the prompts that it is timed with: the first tokens of the longest.
+struct Prompts {
+    model: Model,
+    ids: Vec<u32>,
+    lengths: Vec<usize>,
+}
+
+impl Prompts {
+    /// Opens the model; sessions will hold `more` tokens than the prompts.
+    fn new(args: &PromptArgs, more: usize, interrupt: &Interrupt) -> anyhow::Result<Self> {
+        let model = match &args.synthetic {
+            Some(shape) => synthetic_model(shape, &args.model)?,
+            None => open_model(&args.model, interrupt)?,
+        };
+        let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
+        let longest = lengths.iter().copied().max().context("no lengths")?;
+        let context = longest + more;
+        if context > model.config.context {
+            bail!(
+                "{context} tokens exceed the model's context of {}; stretch it with --rope-scaling yarn:{}",
+                model.config.context,
+                context.div_ceil(model.config.context)
+            );
+        }
+        let ids = tokens(&model, &args.files, longest)?;
+        Ok(Self { model, ids, lengths })
+    }
+
+    /// What the model runs on.
+    fn device(&self, args: &PromptArgs) -> String {
+        let on_cpu =
+            || format!("{} threads, {}", rayon::current_num_threads(), args.prefill.reading.precision.kernel());
+        self.model.device_name().map_or_else(on_cpu, str::to_owned)
+    }
+
+    /// What there is to say of a run, for machines, beside its rows.
+    fn about(&self, args: &PromptArgs) -> anyhow::Result<Value> {
+        let options = args.prefill.session(&self.model, self.ids.len())?;
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": self.model.path(),
+            "tokens_from": if args.files.is_empty() { json!("made up") } else { json!(args.files) },
+            "attention": match &options.attention {
+                AttentionChoice::Auto => "auto".to_owned(),
+                AttentionChoice::Uniform(pattern) => pattern.to_string(),
+                AttentionChoice::Dense => "dense".to_owned(),
+                AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
+                AttentionChoice::Fixed(_) => "static".to_owned(),
+            },
+            "kv": options.cache_type(self.model.device()).to_string(),
+            "device": self.model.device_name(),
+            "kernel": args.prefill.reading.precision.kernel().name(),
+            "threads": rayon::current_num_threads(),
+            "cpu": output::cpu(),
+        }))
+    }
+}
+
+/// The first `count` tokens of the files, or made-up ones that differ from each other.
+fn tokens(model: &Model, files: &[String], count: usize) -> anyhow::Result<Vec<u32>> {
+    if files.is_empty() {
+        let usable = model.config.vocab.min(20_000) as u64;
+        return Ok((0..count as u64).map(|i| (i * 7919 % usable) as u32).collect());
+    }
+    let mut ids = model.tokenizer.encode(&input::join(&input::gather(files)?), false)?;
+    if ids.len() < count {
+        bail!("the files have {} tokens, {count} are needed", ids.len());
+    }
+    ids.truncate(count);
+    Ok(ids)
 }

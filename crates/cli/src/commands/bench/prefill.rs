@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use plotters::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, PrefillReport, Session};
 
+use super::Prompts;
 use crate::args::bench::PrefillBenchArgs;
-use crate::context::{Interrupt, open_model, prefill, synthetic_model};
-use crate::input;
+use crate::context::{Interrupt, prefill};
 use crate::output::{self, Phases, rate, seconds};
 
 /// The fastest run of one setting at one length.
@@ -42,30 +42,18 @@ struct Row {
 }
 
 pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let model = match &args.synthetic {
-        Some(shape) => synthetic_model(shape, &args.model)?,
-        None => open_model(&args.model, interrupt)?,
-    };
-    let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
-    let longest = lengths.iter().copied().max().context("no lengths")?;
-    if longest > model.config.context {
-        bail!(
-            "{longest} tokens exceed the model's context of {}; stretch it with --rope-scaling yarn:{}",
-            model.config.context,
-            longest.div_ceil(model.config.context)
-        );
-    }
-    let ids = tokens(&model, &args.files, longest)?;
+    let prompts = Prompts::new(&args.prompt, 0, interrupt)?;
+    let model = &prompts.model;
     if !args.json {
-        println!("{} | {}", model.path().display(), device(&model, &args));
+        println!("{} | {}", model.path().display(), prompts.device(&args.prompt));
         println!(
             "{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other",
             "tokens", "dense", "sparse", "speed-up", "density"
         );
     }
     let mut rows = vec![];
-    for &tokens in &lengths {
-        let row = measure(&model, &args, &ids[..tokens], interrupt)?;
+    for &tokens in &prompts.lengths {
+        let row = measure(model, &args, &prompts.ids[..tokens], interrupt)?;
         if !args.json {
             print_row(&row);
         }
@@ -75,53 +63,18 @@ pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
         plot(&rows, path)?;
     }
     if args.json {
-        let options = args.prefill.session(&model, longest)?;
-        output::json(&json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "model": model.path(),
-            "tokens_from": if args.files.is_empty() { json!("made up") } else { json!(args.files) },
-            "attention": match options.attention {
-                AttentionChoice::Auto => "auto".to_owned(),
-                AttentionChoice::Uniform(pattern) => pattern.to_string(),
-                AttentionChoice::Dense => "dense".to_owned(),
-                AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
-                AttentionChoice::Fixed(_) => "static".to_owned(),
-            },
-            "device": model.device_name(),
-            "kernel": args.prefill.reading.precision.kernel().name(),
-            "threads": rayon::current_num_threads(),
-            "cpu": output::cpu(),
-            "repeat": args.repeat,
-            "peak_memory_bytes": output::peak_memory(),
-            "rows": rows,
-        }))?;
+        let mut all = prompts.about(&args.prompt)?;
+        all["repeat"] = json!(args.repeat);
+        all["peak_memory_bytes"] = json!(output::peak_memory());
+        all["rows"] = json!(rows);
+        output::json(&all)?;
     }
     Ok(())
 }
 
-/// What the model runs on.
-fn device(model: &Model, args: &PrefillBenchArgs) -> String {
-    let on_cpu = || format!("{} threads, {}", rayon::current_num_threads(), args.prefill.reading.precision.kernel());
-    model.device_name().map_or_else(on_cpu, str::to_owned)
-}
-
-/// The first `count` tokens of the files, or made-up ones that differ from each other.
-fn tokens(model: &Model, files: &[String], count: usize) -> anyhow::Result<Vec<u32>> {
-    if files.is_empty() {
-        let usable = model.config.vocab.min(20_000) as u64;
-        return Ok((0..count as u64).map(|i| (i * 7919 % usable) as u32).collect());
-    }
-    let mut ids = model.tokenizer.encode(&input::join(&input::gather(files)?), false)?;
-    if ids.len() < count {
-        bail!("the files have {} tokens, {count} are needed", ids.len());
-    }
-    ids.truncate(count);
-    Ok(ids)
-}
-
 /// Runs both settings by turns, so that a change of the machine's speed hits both.
 fn measure(model: &Model, args: &PrefillBenchArgs, ids: &[u32], interrupt: &Interrupt) -> anyhow::Result<Row> {
-    let options = args.prefill.session(model, ids.len())?;
+    let options = args.prompt.prefill.session(model, ids.len())?;
     let dense = speedread_engine::session::SessionOptions { attention: AttentionChoice::Dense, ..options.clone() };
     let mut best: [Option<Run>; 2] = [None, None];
     for _ in 0..args.repeat.get() {
