@@ -22,12 +22,17 @@ status=0
 
 # The CUDA kernels and what launches them, on the emulator: this machine may have no GPU.
 emulator=$(mkdir -p "$target" && cd "$target" && pwd)/cuda-emulator
+emulated() {
+    LD_LIBRARY_PATH="$emulator${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" SPEEDREAD_EMULATED=1 SPEEDREAD_REQUIRE_CUDA=1 \
+        "$cargo" test --workspace --locked --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=$?
+}
 if tools/cuda-emulator/build "$emulator"; then
     for suite in "--test cuda_oracle" "--test cuda_index" "--test cuda_compare" "--test cuda_decode" "--test session_cuda" "--test session_fixed" "--test golden_tiny" "--test search_cuda" "--test static_settings" "--lib -- cuda::"; do
         # shellcheck disable=SC2086 # several words
-        LD_LIBRARY_PATH="$emulator${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" SPEEDREAD_EMULATED=1 SPEEDREAD_REQUIRE_CUDA=1 \
-            "$cargo" test --workspace --locked --no-fail-fast $suite 2>&1 | tee -a "$log" || status=$?
+        emulated $suite
     done
+    # Whole prompts, dense and sparse, as on a GPU that is not a Hopper.
+    SPEEDREAD_EMULATED_CAPABILITY=86 emulated --test session_cuda -- a_pattern_for_every_key
 else
     status=1
 fi

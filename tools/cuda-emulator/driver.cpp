@@ -14,7 +14,7 @@
 
 namespace {
 
-enum Status { kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotFound = 500 };
+enum Status { kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotFound = 500, kNotSupported = 801 };
 using Address = unsigned long long;
 
 constexpr size_t kMemory = 20ull << 30;
@@ -38,6 +38,15 @@ int checked(Address at, size_t bytes) {
   return kInvalidValue;
 }
 
+// Of the device, in tenths: a Hopper, or what SPEEDREAD_EMULATED_CAPABILITY says (80, 86 ..), which then has neither Hopper's kernels nor its
+// copy engine.
+const int capability = [] {
+  const char* text = std::getenv("SPEEDREAD_EMULATED_CAPABILITY");
+  return text == nullptr ? 90 : std::atoi(text);
+}();
+// Those of 8.6 and 8.9 have the least.
+int block_shared_bytes() { return (capability >= 90 ? 227 : capability == 80 ? 163 : 99) << 10; }
+
 }  // namespace
 
 std::map<std::string, emulator::Thunk>& emulator::kernels() {
@@ -52,8 +61,8 @@ API cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal ==
 API cuDeviceGetName(char* name, int size, int) { return std::snprintf(name, size, "CUDA emulator"), kSuccess; }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case 75: *value = 9; break;   // compute capability, major
-    case 76: *value = 0; break;   // minor
+    case 75: *value = capability / 10; break;
+    case 76: *value = capability % 10; break;
     case 16: *value = 4; break;   // multiprocessors
     case 115: *value = 1; break;  // memory pools
     default: *value = 0;
@@ -131,13 +140,16 @@ API cuMemsetD8Async(Address to, unsigned char byte, size_t bytes, void*) {
 API cuModuleLoadData(void** module, const void*) { return *module = &opaque, kSuccess; }
 API cuModuleUnload(void*) { return kSuccess; }
 API cuModuleGetFunction(void** function, void*, const char* name) {
+  if (capability != 90 && std::strncmp(name, "sm90_", 5) == 0) return kNotFound;
   const auto found = emulator::kernels().find(name);
   if (found == emulator::kernels().end()) return kNotFound;
   return *function = &found->second, kSuccess;
 }
-API cuFuncSetAttribute(void*, int, int) { return kSuccess; }
+API cuFuncSetAttribute(void*, int attribute, int value) {
+  return attribute == 8 && value > block_shared_bytes() ? kInvalidValue : kSuccess;  // dynamic shared memory of a thread block
+}
 API cuGetErrorName(int status, const char** name) {
-  *name = status == kOutOfMemory ? "CUDA_ERROR_OUT_OF_MEMORY" : status == kInvalidValue ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_UNKNOWN";
+  *name = status == kOutOfMemory ? "CUDA_ERROR_OUT_OF_MEMORY" : status == kInvalidValue ? "CUDA_ERROR_INVALID_VALUE" : status == kNotSupported ? "CUDA_ERROR_NOT_SUPPORTED" : "CUDA_ERROR_UNKNOWN";
   return kSuccess;
 }
 API cuGetErrorString(int, const char** text) { return *text = "says the emulator", kSuccess; }
@@ -152,7 +164,7 @@ API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** paramete
   std::lock_guard<std::mutex> guard(lock);
   const auto& c = *config;
   if (!c.grid_x || !c.grid_y || !c.grid_z || !c.block_x || c.block_y != 1 || c.block_z != 1 || c.block_x > 1024 || c.grid_x > 0x7fffffff ||
-      c.grid_y > 65535 || c.grid_z > 65535)
+      static_cast<int>(c.shared_bytes) > block_shared_bytes() || c.grid_y > 65535 || c.grid_z > 65535)
     return kInvalidValue;
   gridDim = {c.grid_x, c.grid_y, c.grid_z};
   blockDim = {c.block_x, 1, 1};
@@ -167,6 +179,7 @@ API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** paramete
 
 API cuTensorMapEncodeTiled(CUtensorMap* map, int type, unsigned rank, void* address, const uint64_t* dims, const uint64_t* strides,
                            const unsigned* box, const unsigned*, int, int swizzle, int, int) {
+  if (capability < 90) return kNotSupported;
   constexpr int kFloat16 = 6, kBfloat16 = 9, kSwizzle128 = 3;
   if (rank != 3 || (type != kFloat16 && type != kBfloat16) || swizzle != kSwizzle128 || reinterpret_cast<uint64_t>(address) % 16 || strides[0] % 16 ||
       strides[1] % 16 || box[1] > 256 || dims[1] > 0xffffffff)

@@ -38,7 +38,7 @@ impl KernelKind {
         Ok(kind)
     }
 
-    pub(super) fn runs_on(self, device: &Device) -> bool {
+    fn runs_on(self, device: &Device) -> bool {
         match self {
             Self::Sm90 => device.capability() == (9, 0),
             Self::Portable => device.capability() >= (8, 0),
