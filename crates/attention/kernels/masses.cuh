@@ -80,7 +80,8 @@ __device__ __forceinline__ void line_sums(const EachTile& each_tile, float* weig
                                           int end, int row, int lane) {
   const float shift[2] = {normaliser(p, slot, row), normaliser(p, slot, row + 8)};
   const int thread = threadIdx.x % 128, t = thread % 64;
-  const bool adds_columns = thread < 64;
+  // Diagonals are more work: one group's first two warps do them, the next one's last two, so that no scheduler has them all.
+  const bool adds_columns = (thread < 64) == (group % 2 == 0);
   float* const columns = p.columns + static_cast<int64_t>(slot) * p.pitch;
   float* const diagonals = p.diagonals + static_cast<int64_t>(slot) * p.pitch;
   float carried = 0.f;
@@ -102,14 +103,25 @@ __device__ __forceinline__ void line_sums(const EachTile& each_tile, float* weig
     } else {
       float near[2] = {0.f, 0.f}, far[2] = {0.f, 0.f};
       const float* const at = weights + 63 - t;
-#pragma unroll
-      for (int r = 0; r < kLastQueries; r++) {
-        const float weight = (r <= t ? at : at - 64)[r * (kWeightPitch + 1)];
-        if (r <= t) {
+      // A warp's 32 diagonals change tiles at 32 rows; in the others all of them are near, or all are far.
+      auto add = [&](int r, bool is_near) {
+        const float weight = (is_near ? at : at - 64)[r * (kWeightPitch + 1)];
+        if (is_near) {
           near[r % 2] += weight;
         } else {
           far[r % 2] += weight;
         }
+      };
+      if (t < 32) {
+#pragma unroll
+        for (int r = 0; r < 32; r++) add(r, r <= t);
+#pragma unroll
+        for (int r = 32; r < kLastQueries; r++) add(r, false);
+      } else {
+#pragma unroll
+        for (int r = 0; r < 32; r++) add(r, true);
+#pragma unroll
+        for (int r = 32; r < kLastQueries; r++) add(r, r <= t);
       }
       const float whole = carried + (far[0] + far[1]);
       carried = near[0] + near[1];
