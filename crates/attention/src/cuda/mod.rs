@@ -5,10 +5,12 @@
 //! are gathered into dense tiles first, so that every key tile is a run of rows.
 //!
 //! [`prefill`] is the whole way for data on the host, with the shapes and options of [`crate::prefill`]; indexes are estimated on the
-//! host. Data on the device goes through [`Attention::prefill`], which builds the indexes there, or, with a plan made on the host, through
-//! [`Attention::attend`]; a decode step's through [`Attention::decode`], or [`Attention::decode_fp8`] over quantised keys and values.
+//! host. Data on the device goes through [`Attention::prefill`], which builds the indexes there ([`Attention::prefill_batch`] for several
+//! prompts), or, with a plan made on the host, through [`Attention::attend`]; a decode step's through [`Attention::decode`], or
+//! [`Attention::decode_fp8`] over quantised keys and values.
 
 mod attention;
+mod batch;
 mod compare;
 mod decode;
 mod index;
@@ -18,6 +20,7 @@ mod prefill;
 mod tensor;
 
 pub use attention::{Attention, DeviceOptions};
+pub use batch::Sequence;
 pub use decode::DecodeWorkspace;
 pub use index::{CallShape, Snapshot, Workspace};
 pub use kernels::{HEAD_DIMS, KernelKind};

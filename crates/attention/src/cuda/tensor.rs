@@ -1,6 +1,7 @@
 //! Strided views of `[rows, heads, dim]` tensors in device memory.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use speedread_cuda::{Tensor, TensorElement, TensorMap, View, ViewMut};
@@ -65,6 +66,13 @@ impl<'a, T: AttentionElement> DeviceRows<'a, T> {
         let skipped = (self.tensor.rows - rows) * self.tensor.row_stride * size_of::<T>();
         Self { tensor: Tensor { address: self.tensor.address + skipped as u64, rows, ..self.tensor }, ..self }
     }
+    /// The rows `rows`, of every head.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are no such rows, or the range is empty.
+    pub fn slice_rows(self, rows: Range<usize>) -> Result<Self, Error> {
+        Ok(Self { tensor: slice_rows::<T>(&self.tensor, rows)?, ..self })
+    }
     /// The memory from the first row of a head to its last, with what lies between its rows; not of a [`tail`](Self::tail).
     ///
     /// # Errors
@@ -81,6 +89,15 @@ impl<'a, T: AttentionElement> DeviceRows<'a, T> {
     pub(crate) fn map(&self, box_rows: usize) -> Result<TensorMap, Error> {
         Ok(TensorMap::rows::<T>(self.tensor, box_rows)?)
     }
+}
+
+/// The rows `rows` of a tensor.
+fn slice_rows<T>(tensor: &Tensor, rows: Range<usize>) -> Result<Tensor, Error> {
+    if rows.start >= rows.end || rows.end > tensor.rows {
+        return Err(Error::Shape(format!("rows {}..{} of {}: there must be some", rows.start, rows.end, tensor.rows)));
+    }
+    let address = tensor.address + (rows.start * tensor.row_stride * size_of::<T>()) as u64;
+    Ok(Tensor { address, rows: rows.len(), ..*tensor })
 }
 
 /// A read-only view of a `[rows, heads, dim]` tensor in FP8 (e4m3) on the device, each head's row with an f32 scale: the number that a code
@@ -160,6 +177,13 @@ impl<'a, T: AttentionElement> DeviceRowsMut<'a, T> {
     /// As for [`DeviceRowsMut::new`].
     pub fn contiguous(data: ViewMut<'a, T>, rows: usize, heads: usize, dim: usize) -> Result<Self, Error> {
         Self::new(data, rows, heads, dim, heads * dim, dim)
+    }
+    /// The rows `rows`, of every head, for a shorter time.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are no such rows, or the range is empty.
+    pub fn slice_rows(&mut self, rows: Range<usize>) -> Result<DeviceRowsMut<'_, T>, Error> {
+        Ok(DeviceRowsMut { tensor: slice_rows::<T>(&self.tensor, rows)?, _data: self._data.reborrow() })
     }
     pub(crate) fn map(&self, box_rows: usize) -> Result<TensorMap, Error> {
         Ok(TensorMap::rows::<T>(self.tensor, box_rows)?)
