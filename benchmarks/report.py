@@ -6,9 +6,10 @@
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is outside of such a pair is written by hand and left alone.
 """
 import json
-import math
 import pathlib
 import re
+
+import figure
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -47,47 +48,16 @@ def prefill_cpu():
                      cell("sparse f32"), percent(runs["sparse"]["density"])])
         memory.append([row["model"], f"{row['tokens']:,}", f"{peer['peak_memory_bytes'] / 1e6:.0f} MB",
                        f"{runs['sparse']['peak_memory_bytes'] / 1e6:.0f} MB"])
-    figure([row for row in result["rows"] if row["model"].startswith("qwen")], HERE / "figures" / "prefill_cpu.svg")
+    qwen = [row for row in result["rows"] if row["model"].startswith("qwen")]
+    line = lambda of: [(row["tokens"], of(row["runs"])["seconds"]) for row in qwen]
+    figure.log_log(HERE / "figures" / "prefill_cpu.svg", "Seconds to read a prompt, Qwen2.5-Coder-0.5B, 2 CPU cores", " s",
+                   [("llama.cpp", "#777777", line(llama_cpp)), ("speedread, dense", "#7aa6d8", line(lambda runs: runs["dense"])),
+                    ("speedread, sparse", "#1455b4", line(lambda runs: runs["sparse"]))])
     speed = table(["model", "tokens", "llama.cpp tok/s", "dense", "sparse", "sparse, f32 only", "density"], rows)
     amx = result["llama_cpp_with_amx_buffers"] or "not tried in this run"
     note = f"llama.cpp with its own AMX buffers on this machine: {amx}."
     return "\n\n".join([speed, recorded(result), note, "Peak memory (largest resident set of the process, weights included):",
                         table(["model", "tokens", "llama.cpp", "speedread, sparse"], memory)])
-
-
-def figure(rows, path):
-    """Seconds to read a prompt by its length, on logarithmic axes."""
-    width, height, left, right, top, bottom = 720, 400, 70, 150, 40, 50
-    series = [("llama.cpp", "#777777", lambda runs: llama_cpp(runs)["seconds"]),
-              ("speedread, dense", "#7aa6d8", lambda runs: runs["dense"]["seconds"]),
-              ("speedread, sparse", "#1455b4", lambda runs: runs["sparse"]["seconds"])]
-    points = {name: [(row["tokens"], of(row["runs"])) for row in rows] for name, _, of in series}
-    xs = [x for line in points.values() for x, _ in line]
-    ys = [y for line in points.values() for _, y in line]
-    low, high = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys)))
-    x_of = lambda x: left + (math.log(x / min(xs)) / math.log(max(xs) / min(xs))) * (width - left - right)
-    y_of = lambda y: height - bottom - math.log(y / low) / math.log(high / low) * (height - top - bottom)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="13">',
-           f'<rect width="{width}" height="{height}" fill="white"/>',
-           f'<text x="{left}" y="22" font-size="15">Seconds to read a prompt, Qwen2.5-Coder-0.5B, 2 CPU cores (both axes logarithmic)</text>']
-    tick = low
-    while tick <= high:
-        out.append(f'<line x1="{left}" y1="{y_of(tick):.1f}" x2="{width - right}" y2="{y_of(tick):.1f}" stroke="#dddddd"/>')
-        out.append(f'<text x="{left - 8}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g} s</text>')
-        tick *= 10
-    for x in sorted(set(xs)):
-        out.append(f'<text x="{x_of(x):.1f}" y="{height - bottom + 20}" text-anchor="middle">{x:,}</text>')
-    out.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 10}" text-anchor="middle">prompt tokens</text>')
-    for name, colour, _ in series:
-        line = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points[name])
-        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        for x, y in points[name]:
-            out.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="4" fill="{colour}"/>')
-            out.append(f'<text x="{x_of(x) + 6:.1f}" y="{y_of(y) - 7:.1f}" font-size="11" fill="{colour}">{y:.3g}</text>')
-        x, y = points[name][-1]
-        out.append(f'<text x="{x_of(x) + 14:.1f}" y="{y_of(y) + 14:.1f}" fill="{colour}">{name}</text>')
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(out + ["</svg>"]) + "\n")
 
 
 def needles():
@@ -180,11 +150,29 @@ def prefill_gpu():
         phases = {**sparse, **sparse.get("phases", {})}
         split = [f"{phases[name]:.2f}" if name in phases else "" for name in ("linear_s", "index_s", "attention_s", "other_s")]
         ratio = f"{dense['seconds'] / sparse['seconds']:.1f}x" if dense else ""
-        rows.append([row["shape"], f"{row['tokens']:,}", f"{dense['seconds']:.2f}" if dense else "not run", f"**{sparse['seconds']:.2f}**", ratio,
-                     percent(sparse["density"]), *split])
-    heads = ["shape", "tokens", "dense, s", "sparse, s", "ratio", "density", "linear", "index", "attention", "other"]
-    where = f"Recorded {result['date']} on {result['gpu']}, commit {result['commit']}:"
+        rows.append([row["shape"], f"{row['tokens']:,}", row["attention"], row["kv"], f"{dense['seconds']:.2f}" if dense else "not run",
+                     f"**{sparse['seconds']:.2f}**", ratio, percent(sparse["density"]), *split, row["commit"]])
+    line = lambda attention, of: [(row["tokens"], row[of]["seconds"]) for row in result["prefill"]
+                                  if row["shape"] == "llama-3-8b" and row["attention"] == attention and row[of]]
+    figure.log_log(HERE / "figures" / "prefill_h200.svg", "Seconds to read a prompt, Llama-3-8B's shape, one H200", " s",
+                   [("dense", "#777777", line("auto", "dense")), ("default", "#7aa6d8", line("auto", "sparse")),
+                    ("48 + 8 tiles", "#1455b4", line("vertical-slash-tiles:48,8", "sparse"))])
+    heads = ["shape", "tokens", "attention", "cache", "dense, s", "sparse, s", "ratio", "density", "linear", "index", "attention", "other", "commit"]
+    where = f"Recorded {result['date']} on {result['gpu']}:"
     return table(heads, rows) + "\n\n" + "\n".join([where, "", *(f"    {command}" for command in result["commands"])])
+
+
+def decode_gpu():
+    result = load("decode_h200.json")
+    rows = []
+    for run in result["runs"]:
+        for row in run["rows"]:
+            rows.append([run["shape"], f"{row['tokens']:,}", run["kv"], f"{1e3 * row['seconds_per_token']:.2f}", f"**{row['tokens_per_s']:.0f}**",
+                         f"{row['bytes_per_token'] / 1e9:.1f}", f"{row['bytes_per_s'] / 1e12:.2f}", percent(row["bandwidth_share"], 0)])
+    heads = ["shape", "after tokens", "cache", "ms a token", "tok/s", "GB a token", "TB/s", "of the bandwidth"]
+    bandwidths = ", ".join(f"{run['bandwidth_bytes_per_s'] / 1e12:.2f}" for run in result["runs"])
+    where = f"A copy on the device moved {bandwidths} TB/s in these runs. Recorded {result['date']} on {result['gpu']}, commit {result['commit']}:"
+    return table(heads, rows) + "\n\n" + "\n".join([where, "", *(f"    {run['command']}" for run in result["runs"])])
 
 
 def attention_gpu():
@@ -219,7 +207,7 @@ def logits_gpu():
 
 PAGES = {
     "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
-                      ("prefill_gpu", prefill_gpu), ("attention_gpu", attention_gpu), ("logits_gpu", logits_gpu)],
+                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("attention_gpu", attention_gpu), ("logits_gpu", logits_gpu)],
     "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("grids", grids)],
 }
 
