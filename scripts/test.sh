@@ -20,6 +20,8 @@ trap 'rm -f "$log"' EXIT
 status=0
 "$cargo" test --workspace --locked --no-fail-fast 2>&1 | tee "$log" || status=$?
 
+"${PYTHON:-python3}" -m unittest discover -s benches/peers || status=1
+
 # The CUDA kernels and what launches them, on the emulator: this machine may have no GPU.
 emulator=$(mkdir -p "$target" && cd "$target" && pwd)/cuda-emulator
 emulated() {

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Attention of speedread and of other libraries on the same shapes, in turns, on one GPU.
+
+    cargo build --release
+    pip install torch fa3-fwd==0.0.3
+    python benches/peers/compare.py --json attention.json
+
+Dense causal attention of each library and of speedread, and speedread's sparse attention, index building included; bf16, device time. In every
+round each has its turn, so that a change of the clock hits all alike; medians count. Dense TFLOPS count 4 * n * n / 2 * dim * heads.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+OURS = "speedread"
+SHAPES = "8192x128,32768x128,131072x128,524288x128,1048576x128,32768x64,32768x96"
+
+
+class Libraries:
+    """The other libraries, in a process that stays."""
+
+    def __init__(self, command):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        first = self.process.stdout.readline()
+        if not first:
+            sys.exit(f"compare.py: {' '.join(command)} ended at once, with exit code {self.process.wait()}; --libraries none leaves the others out")
+        self.about = json.loads(first)
+
+    def time(self, library, n, dim, heads, kv_heads, warm_up, runs):
+        request = {"library": library, "n": n, "dim": dim, "heads": heads, "kv_heads": kv_heads, "warm_up": warm_up, "runs": runs}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"compare.py: the process of the libraries ended at {request}")
+        return json.loads(line)
+
+
+def ours(binary, n, dim, heads, kv_heads, patterns, runs):
+    """Milliseconds, and those of the index, by pattern."""
+    command = [binary, "bench", "attention", "--device", "cuda", "--heads", f"{heads}/{kv_heads}/{dim}", "--lengths", str(n), "--repeat", str(runs), "--json"]
+    for pattern in patterns:
+        command += ["--attention", pattern]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"compare.py: {' '.join(command)}: exit code {done.returncode}")
+    return {row["attention"]: row for row in json.loads(done.stdout)["rows"]}
+
+
+def measure(args, libraries, names, n, dim):
+    """Samples in ms: {"dense": {library: [..]}, "sparse": {pattern: {"ms": [..], "index_ms": [..]}}, "missing": {library: why}}."""
+    # One run takes many seconds there.
+    long = n >= 262_144
+    runs = 1 if long else args.runs
+    found = {"n": n, "dim": dim, "heads": args.heads, "kv_heads": args.kv_heads, "dense": {}, "sparse": {}, "missing": {}}
+    for _ in range(1 if long else args.rounds):
+        rows = ours(args.speedread, n, dim, args.heads, args.kv_heads, ["dense"], runs)
+        found["dense"].setdefault(OURS, []).append(rows["dense"]["milliseconds"])
+        for name in names:
+            if name in found["missing"] or (long and name != names[0]):
+                continue
+            reply = libraries.time(name, n, dim, args.heads, args.kv_heads, 0 if long else 1, runs)
+            if "error" in reply:
+                found["missing"][name] = reply["error"]
+            else:
+                found["dense"].setdefault(name, []).append(statistics.median(reply["ms"]))
+        if args.sparse:
+            rows = ours(args.speedread, n, dim, args.heads, args.kv_heads, args.sparse, args.runs)
+            for pattern, row in rows.items():
+                samples = found["sparse"].setdefault(pattern, {"ms": [], "index_ms": [], "density": row["density"]})
+                samples["ms"].append(row["milliseconds"])
+                samples["index_ms"].append(row["index_milliseconds"])
+    return found
+
+
+def table(rows):
+    lines = [f"{'tokens':>9} {'dim':>4}  {'attention':<36} {'ms':>10} {'index ms':>9} {'TFLOPS':>7}  against each library"]
+    for row in rows:
+        dense = {name: statistics.median(times) for name, times in row["dense"].items()}
+        others = {name: ms for name, ms in dense.items() if name != OURS}
+        ratios = lambda ms: ", ".join(f"{other / ms:.2f}x {name}" for name, other in others.items())
+        place = f"{row['n']:>9} {row['dim']:>4}"
+        for name, ms in dense.items():
+            rate = 2 * row["n"] ** 2 * row["dim"] * row["heads"] / ms / 1e9
+            lines.append(f"{place}  {name + ', dense':<36} {ms:>10.3f} {'':>9} {rate:>7.0f}  {ratios(ms) if name == OURS else ''}".rstrip())
+        for pattern, samples in row["sparse"].items():
+            ms, index = statistics.median(samples["ms"]), statistics.median(samples["index_ms"])
+            lines.append(f"{place}  {OURS + ', ' + pattern:<36} {ms:>10.3f} {index:>9.3f} {'':>7}  {ratios(ms)}".rstrip())
+        lines += [f"{place}  {name}: {why}" for name, why in row["missing"].items()]
+    return "\n".join(lines)
+
+
+def said(command):
+    """What a program says; nothing where there is none."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def shape(text):
+    n, _, dim = text.partition("x")
+    return int(n), int(dim)
+
+
+def main():
+    here = pathlib.Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speedread", default="target/release/speedread", help="the program")
+    parser.add_argument("--libraries", default=f"{sys.executable} {here / 'libraries.py'}", help="command of the other libraries, or none")
+    parser.add_argument("--only", default="", help="only libraries whose name starts so")
+    parser.add_argument("--shapes", type=lambda text: [shape(part) for part in text.split(",")], default=SHAPES, help="TOKENSxHEAD_DIM,...")
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--sparse", nargs="*", default=["vertical-slash-tiles:48,8", "vertical-slash-tiles:8,48"], help="speedread's sparse patterns")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each; one from 262,144 tokens on")
+    parser.add_argument("--runs", type=int, default=5, help="runs of a turn; one of dense attention from 262,144 tokens on")
+    parser.add_argument("--json", help="file for all samples")
+    args = parser.parse_args()
+    libraries = None if args.libraries == "none" else Libraries(args.libraries.split())
+    about = libraries.about if libraries else {"libraries": [], "missing": {}}
+    names = [name for name in about["libraries"] if name.startswith(args.only)]
+    for name, why in about["missing"].items():
+        print(f"{name} is left out: {why}")
+    rows = []
+    for n, dim in args.shapes:
+        rows.append(measure(args, libraries, names, n, dim))
+        print(table(rows[-1:]), flush=True)
+    print("\n" + table(rows))
+    if args.json:
+        result = {
+            "what": "Attention alone, bf16, causal, device time in ms; each library in turns with speedread", "date": time.strftime("%Y-%m-%d"),
+            "gpu": said(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit", "--format=csv,noheader"]),
+            "commit": said(["git", "-C", str(here), "rev-parse", "--short", "HEAD"]),
+            "command": " ".join(["python", "benches/peers/compare.py", *sys.argv[1:]]), "libraries": about, "rows": rows,
+        }
+        pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
