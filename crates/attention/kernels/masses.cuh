@@ -103,7 +103,8 @@ __device__ __forceinline__ void line_sums(const EachTile& each_tile, float* weig
     } else {
       float near[2] = {0.f, 0.f}, far[2] = {0.f, 0.f};
       const float* const at = weights + 63 - t;
-      // A warp's 32 diagonals change tiles at 32 rows; in the others all of them are near, or all are far.
+      // A warp's 32 diagonals change tiles at 32 rows; in the others all of them are near, or all are far. Not unrolled as a whole: the
+      // portable kernel has no registers left for more loads in flight.
       auto add = [&](int r, bool is_near) {
         const float weight = (is_near ? at : at - 64)[r * (kWeightPitch + 1)];
         if (is_near) {
@@ -113,14 +114,14 @@ __device__ __forceinline__ void line_sums(const EachTile& each_tile, float* weig
         }
       };
       if (t < 32) {
-#pragma unroll
+#pragma unroll 16
         for (int r = 0; r < 32; r++) add(r, r <= t);
-#pragma unroll
+#pragma unroll 16
         for (int r = 32; r < kLastQueries; r++) add(r, false);
       } else {
-#pragma unroll
+#pragma unroll 16
         for (int r = 0; r < 32; r++) add(r, true);
-#pragma unroll
+#pragma unroll 16
         for (int r = 32; r < kLastQueries; r++) add(r, r <= t);
       }
       const float whole = carried + (far[0] + far[1]);
