@@ -87,6 +87,8 @@ pub struct Request<'a> {
     pub objective: Objective,
     /// Whether budgets count tiles, or lines as MInference's format does.
     pub lines: Lines,
+    /// Choose from this family alone.
+    pub only: Option<Family>,
     /// Compare searches of one family alone, and indexes of another prompt, too.
     pub ablate: bool,
     /// Query tiles per head that errors are measured on.
@@ -333,7 +335,8 @@ impl Measured<'_> {
     /// Whether a search may choose from a family.
     fn offered(&self, family: Family) -> bool {
         // MInference's format has no word for dense.
-        family != Family::Dense || self.request.lines == Lines::Tiles
+        (family != Family::Dense || self.request.lines == Lines::Tiles)
+            && self.request.only.is_none_or(|only| family == only)
     }
 
     /// Cost of all heads under one candidate.
@@ -430,6 +433,7 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
         "target": request.target.to_string(),
         "search": request.search,
         "objective": request.objective,
+        "only": request.only,
         "device": request.device,
         "kernel": request.model.device().kernel(),
     });

@@ -47,6 +47,7 @@ fn request<'a>(model: &'a Model, [times, journal]: &'a [PathBuf; 2]) -> Request<
         search: Search::Global,
         objective: Objective::Mean,
         lines: Lines::Tiles,
+        only: None,
         ablate: true,
         query_tiles: 4,
         device: "here",

@@ -92,6 +92,17 @@ fn a_search_writes_patterns_that_prefill_reads() {
 }
 
 #[test]
+fn a_search_of_one_kind_chooses_no_other() {
+    let Some(stage) = stage() else { return };
+    let args = ["--target", "time:0.6", "--only", "block-sparse", "-o", "blocks.json", "--json"];
+    let report = json(&mut stage.calibrate(&args));
+    for family in report["lengths"][0]["families"].as_array().unwrap() {
+        assert_eq!(family[1], if family[0] == "block-sparse" { 270 } else { 0 }, "{report}");
+    }
+    assert_eq!(report["only"], "block-sparse");
+}
+
+#[test]
 fn minferences_format_holds_lines() {
     let Some(stage) = stage() else { return };
     stage.calibrate(&["--target", "time:0.6", "--format", "minference", "-o", "lines.json"]).assert().success();
@@ -176,8 +187,13 @@ fn what_cannot_be_searched_is_refused() {
     refused(&["--held-out", "short.txt"], "short.txt has");
     refused(&["--lengths", "9000"], "context of 8192");
     refused(&["--target", "error:0.1", "--search", "per-head"], "global search");
-    for (flag, value) in [("--target", "time:2"), ("--search", "all"), ("--objective", "least"), ("--query-tiles", "0")]
-    {
+    for (flag, value) in [
+        ("--target", "time:2"),
+        ("--search", "all"),
+        ("--objective", "least"),
+        ("--query-tiles", "0"),
+        ("--only", "dense"),
+    ] {
         stage.calibrate(&[flag, value]).args(["-o", "x.json"]).assert().code(2);
     }
 }

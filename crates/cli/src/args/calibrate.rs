@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use speedread_calibrate::{Objective, Search, Target};
+use speedread_calibrate::{Family, Objective, Search, Target};
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::session::Precision;
 
@@ -40,6 +40,9 @@ pub struct CalibrateArgs {
     /// What counts over several texts: the mean error, or the worst
     #[arg(long, value_name = "WHAT", default_value = "mean", value_parser = parse_objective)]
     pub objective: Objective,
+    /// Choose from one kind of pattern alone: a-shape, vertical-slash, slash, block-sparse
+    #[arg(long, value_name = "KIND", value_parser = parse_kind)]
+    pub only: Option<Family>,
     /// Query tiles (of 64 rows) per head that errors are measured on, evenly spread; on CUDA devices all rows count
     #[arg(long, value_name = "N", default_value = "64")]
     pub query_tiles: NonZeroUsize,
@@ -84,6 +87,12 @@ fn parse_search(text: &str) -> Result<Search, String> {
         "per-head" => Ok(Search::PerHead),
         _ => Err("the searches are: global, per-head".into()),
     }
+}
+
+fn parse_kind(text: &str) -> Result<Family, String> {
+    let kinds = || Family::ALL.into_iter().filter(|&family| family != Family::Dense);
+    let names = || kinds().map(Family::name).collect::<Vec<_>>().join(", ");
+    kinds().find(|kind| kind.name() == text).ok_or_else(|| format!("kinds of patterns are: {}", names()))
 }
 
 fn parse_objective(text: &str) -> Result<Objective, String> {

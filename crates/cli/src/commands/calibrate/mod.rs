@@ -59,6 +59,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
             Format::Speedread => Lines::Tiles,
             Format::Minference => Lines::Lines,
         },
+        only: args.only,
         ablate: args.ablate,
         query_tiles: args.query_tiles.get(),
         device: &device,
@@ -94,7 +95,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         return output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"), "model": model.path(), "fingerprint": model.fingerprint(),
             "texts": request.texts.iter().map(|text| &text.name).collect::<Vec<_>>(),
-            "target": args.target.to_string(), "search": args.search, "objective": args.objective,
+            "target": args.target.to_string(), "search": args.search, "objective": args.objective, "only": args.only,
             "query_tiles": args.query_tiles, "threads": rayon::current_num_threads(), "device": device,
             "kernel": super::kernel(&model, args.precision), "seconds": began.elapsed().as_secs_f64(),
             "lengths": found.lengths, "patterns": args.output,
