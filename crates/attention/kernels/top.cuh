@@ -47,11 +47,13 @@ struct List {
   __device__ __forceinline__ uint4 four(int64_t i) const { return *reinterpret_cast<const uint4*>(keys + i); }
 };
 
+// Groups of four keys that a thread loads before it looks at the first of them: one row keeps one SM, and little else, busy.
+constexpr int kLoads = 4;
+
 // Hands `use(i, key)` the entries i of begin .. end that fall to worker `worker` of `workers`: groups of four in turn, several loads in
 // flight. `begin` must be a multiple of 4.
 template <typename Keys, typename Use>
 __device__ __forceinline__ void each_key(const Keys& keys, int begin, int end, int worker, int workers, Use use) {
-  constexpr int kLoads = 4;
   for (int64_t i = begin + 4 * worker; i < end; i += 4 * kLoads * workers) {
     uint4 loaded[kLoads];
 #pragma unroll
@@ -130,29 +132,38 @@ __device__ inline int put_chosen(TopShared& s, const Keys& keys, int n, uint32_t
   uint32_t at = __reduce_add_sync(~0u, lane < warp ? s.warps[0][lane] : 0u) + min(equal_seen, left);
   const uint32_t all_larger = __reduce_add_sync(~0u, lane < kWarps ? s.warps[0][lane] : 0u);
   const int total = all_larger + min(__reduce_add_sync(~0u, lane < kWarps ? s.warps[1][lane] : 0u), left);
-  for (int i = begin + 4 * lane; i - 4 * lane < end; i += 128) {
-    const uint4 loaded = i < end ? keys.four(i) : make_uint4(0, 0, 0, 0);
-    const uint32_t four[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
-    uint32_t taken = 0, tied = 0;  // bit masks
+  for (int64_t base = begin; base < end; base += 128 * kLoads) {
+    uint4 loaded[kLoads];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      if (i + j >= end) continue;
-      taken |= (four[j] > least) << j;
-      tied |= (four[j] == least) << j;
+    for (int u = 0; u < kLoads; u++) {
+      const int64_t i = base + 128 * u + 4 * lane;
+      loaded[u] = i < end ? keys.four(i) : make_uint4(0, 0, 0, 0);
     }
-    if (!__any_sync(~0u, taken | tied)) continue;
-    const uint32_t ties = __popc(tied);
-    uint32_t rank = equal_seen + sum_of_lanes_before(ties, lane);
-    equal_seen += __reduce_add_sync(~0u, ties);
 #pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (tied >> j & 1) taken |= (rank++ < left) << j;
-    const uint32_t own = __popc(taken);
-    uint32_t place = at + sum_of_lanes_before(own, lane);
-    at += __reduce_add_sync(~0u, own);
+    for (int u = 0; u < kLoads; u++) {
+      const int64_t i = base + 128 * u + 4 * lane;
+      const uint32_t four[4] = {loaded[u].x, loaded[u].y, loaded[u].z, loaded[u].w};
+      uint32_t taken = 0, tied = 0;  // bit masks
 #pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (taken >> j & 1) put(static_cast<int>(place++), i + j);
+      for (int j = 0; j < 4; j++) {
+        if (i + j >= end) continue;
+        taken |= (four[j] > least) << j;
+        tied |= (four[j] == least) << j;
+      }
+      if (!__any_sync(~0u, taken | tied)) continue;
+      const uint32_t ties = __popc(tied);
+      uint32_t rank = equal_seen + sum_of_lanes_before(ties, lane);
+      equal_seen += __reduce_add_sync(~0u, ties);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (tied >> j & 1) taken |= (rank++ < left) << j;
+      const uint32_t own = __popc(taken);
+      uint32_t place = at + sum_of_lanes_before(own, lane);
+      at += __reduce_add_sync(~0u, own);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (taken >> j & 1) put(static_cast<int>(place++), static_cast<int>(i) + j);
+    }
   }
   __syncthreads();
   return total;

@@ -48,7 +48,6 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
   Ring<T::kStages> k, v;
   Ring<2> work;
   Ring<1> q;
-  int note = 0;
   for (int w = blockIdx.x;; w = gridDim.x + atomicAdd(p.counter, 1)) {
     s.work_empty[work.stage].wait(work.parity ^ 1);
     if (w >= p.item_count) {
@@ -85,8 +84,7 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
         }
         n.first_key = key;
         s.k_empty[k.stage].wait(k.parity ^ 1);
-        s.notes[note] = n;
-        note = (note + 1) % T::kNotes;
+        s.notes[k.stage] = n;
         load<T::kPanels>(s.k[k.stage], T::kPanelBytesK, span ? maps.k : maps.columns_k, &s.k_full[k.stage], key, span ? kv_head : 0);
         k.advance();
       }
@@ -155,18 +153,18 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     mma::wgmma_commit();
     mma::keep(out);
   };
+  // Hands a buffer back for the warp, which has to be done with it.
   auto release = [&](ptx::Mbarrier& barrier) {
+    __syncwarp();
     if (lane == 0) barrier.arrive();
   };
 
   Ring<T::kStages> kr, vr;
   Ring<2> work;
   Ring<1> qr;
-  int note = 0;
   while (true) {
     s.work_full[work.stage].wait(work.parity);
     const WorkNote item = s.work[work.stage];
-    __syncwarp();
     release(s.work_empty[work.stage]);
     work.advance();
     if (item.tiles == 0) break;
@@ -178,10 +176,9 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     score(kr.stage);
     mma::wgmma_wait<0>();
     mma::keep(scores);
+    mask(scores, s.notes[kr.stage], s.notes[kr.stage].mask, position, lane);
     release(s.k_empty[kr.stage]);
     kr.advance();
-    mask(scores, s.notes[note], s.notes[note].mask, position, lane);
-    note = (note + 1) % T::kNotes;
     softmax.begin();
     softmax.raise(scores);
     softmax.template weigh<Element>(scores, even);
@@ -199,7 +196,8 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     };
     auto step = [&](const auto& before, auto& weights) {
       s.k_full[kr.stage].wait(kr.parity);
-      const MaskKind kind = *const_cast<volatile MaskKind*>(&s.notes[note].mask);
+      const TileNote& note = s.notes[kr.stage];
+      const MaskKind kind = *const_cast<const volatile MaskKind*>(&note.mask);
       ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
@@ -207,10 +205,9 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       ptx::barrier_arrive(next_turn, B::kPair);
       mma::wgmma_wait<1>();
       mma::keep(scores);
+      mask(scores, note, kind, position, lane);
       release(s.k_empty[kr.stage]);
       kr.advance();
-      mask(scores, s.notes[note], kind, position, lane);
-      note = (note + 1) % T::kNotes;
       const bool raised = softmax.raise(scores);
       softmax.template weigh<Element>(scores, weights);
       softmax.complete();

@@ -19,7 +19,6 @@ struct Tiles {
   static constexpr int kPanelBytesK = kKeys * 128;
   static constexpr int kBytesQ = kPanels * kPanelBytesQ;
   static constexpr int kBytesK = kPanels * kPanelBytesK;
-  static constexpr int kNotes = 2 * kStages;                // a note is read after its K stage is free again
 };
 
 enum class MaskKind : int { kNone, kCausal, kColumns };
@@ -43,7 +42,7 @@ struct __align__(1024) Shared {
   alignas(1024) uint8_t k[T::kStages][T::kBytesK];
   alignas(1024) uint8_t v[T::kStages][T::kBytesK];
   alignas(1024) uint8_t o[T::kBytesQ];
-  TileNote notes[T::kNotes];
+  TileNote notes[T::kStages];  // of the keys in the stage of the same number
   WorkNote work[2];
   ptx::Mbarrier q_full, q_empty;
   ptx::Mbarrier k_full[T::kStages], k_empty[T::kStages], v_full[T::kStages], v_empty[T::kStages];
