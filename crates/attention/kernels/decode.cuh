@@ -9,10 +9,14 @@
 // What the warps and blocks found is put together by largest score and sum (as FlashDecoding does).
 #pragma once
 #include "mma/warp.cuh"
+#include "overlap.cuh"
 
 constexpr int kWarps = 4;
 constexpr int kHeads = 16;  // rows of A
 constexpr int kKeys = 16;   // of a step
+// Pairs from a head's sums to the next one's in shared memory.
+template <int kDim>
+constexpr int kSumsPitch = kDim / 2 + 4;
 
 template <typename Element, typename Stored = Element>
 struct DecodeParams {
@@ -92,6 +96,7 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element, typenam
   const typename Cache::Stored* k = p.k + kv_head * p.k_head_stride;
   const typename Cache::Stored* v = p.v + kv_head * p.v_head_stride;
   const int end = min(p.len, (split + 1) * p.split_keys);
+  overlap();
 
   // Rows g and g + 8 of A.
   uint32_t q[2][kDim / 8] = {};
@@ -212,19 +217,21 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element, typenam
     }
   }
 
-  // Pairs; the pitch keeps the rows of a quarter of a warp apart.
-  __shared__ float2 all_sums[kWarps][kHeads][kDim / 2 + 4];
+  // Of the heads there are, [kWarps][heads]: pairs; the pitch keeps the rows of a quarter of a warp apart.
+  extern __shared__ __align__(16) uint8_t shared[];
+  auto* const all_sums = reinterpret_cast<float2(*)[kSumsPitch<kDim>]>(shared);
   __shared__ float2 all_scales[kWarps][kHeads];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     sum[row] += __shfl_xor_sync(0xffffffffu, sum[row], 1);
     sum[row] += __shfl_xor_sync(0xffffffffu, sum[row], 2);
     const int head = g + 8 * row;
+    if (head >= heads) continue;
     if (t == 0) all_scales[warp][head] = make_float2(largest[row], sum[row]);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       // Column c of product i is component c * kColumns + i: place 8 * i + c.
-      all_sums[warp][head][4 * i + t] = make_float2(o[i][2 * row], o[i][2 * row + 1]);
+      all_sums[warp * heads + head][4 * i + t] = make_float2(o[i][2 * row], o[i][2 * row + 1]);
     }
   }
   __syncthreads();
@@ -238,7 +245,7 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element, typenam
     for (int w = 0; w < kWarps; ++w) {
       const float share = exp2f(all_scales[w][head].x - most);
       total += share * all_scales[w][head].y;
-      value += share * reinterpret_cast<const float*>(all_sums[w][head])[place];
+      value += share * reinterpret_cast<const float*>(all_sums[w * heads + head])[place];
     }
     const int64_t of_split = (query_head + head) * p.splits + split;
     p.sums[of_split * kDim + place] = value;
@@ -249,6 +256,7 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element, typenam
 // A thread block a query head, a thread a component.
 template <typename Element, int kDim>
 __device__ __forceinline__ void decode_combine(const DecodeParams<Element>& p) {
+  overlap();
   const int64_t head = blockIdx.x;
   const float2* scales = p.scales + head * p.splits;
   const float* sums = p.sums + head * p.splits * kDim + threadIdx.x;

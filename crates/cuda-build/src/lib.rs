@@ -18,8 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Code for files named `sm90_*.cu`: they use instructions that only this target has.
 const HOPPER: &[&str] = &["-gencode=arch=compute_90a,code=sm_90a"];
-/// Code for all others: Ampere, Hopper, and PTX for what is newer or between.
-const PORTABLE: &[&str] = &["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90,code=sm_90"];
+/// Code for all others: Ampere and what is like it, Hopper, and PTX for what is newer.
+const PORTABLE: &[&str] = &["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"];
+/// Headers for the kernels of all crates.
+const INCLUDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
 
 /// Compiles every `.cu` file in `folder` (relative to the crate) to `OUT_DIR/NAME.fatbin`.
 ///
@@ -32,6 +34,7 @@ pub fn compile(folder: &str) {
     let folder = root.join(folder);
     // The whole folder: a header may be included by any kernel.
     println!("cargo::rerun-if-changed={}", folder.display());
+    println!("cargo::rerun-if-changed={INCLUDE}");
     println!("cargo::rerun-if-changed={}", root.join("build.rs").display());
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
 
@@ -96,6 +99,7 @@ fn run(nvcc: &Path, folder: &Path, source: &Path, fatbin: &Path) {
         .args(targets)
         .arg("-I")
         .arg(folder)
+        .args(["-I", INCLUDE])
         .arg("-o")
         .args([fatbin, source]);
     let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", nvcc.display()));

@@ -68,7 +68,7 @@ impl<'a> Launch<'a> {
         self.block = [threads, 1, 1];
         self
     }
-    /// Dynamic shared memory of a block, when it is less than the function was loaded for.
+    /// Dynamic shared memory of a block, where it is not what the function was loaded for; more than 48 KB has to be asked for there.
     pub fn shared_bytes(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
         self
@@ -78,9 +78,10 @@ impl<'a> Launch<'a> {
         self.cluster = Some(cluster);
         self
     }
-    /// Lets the kernel start before the one in front of it has ended (programmatic dependent launch): it must wait for it itself.
+    /// Lets the kernel start before the one in front of it has ended (programmatic dependent launch), where the device can: it must wait for
+    /// it itself, see `overlap.cuh` of the crate `cuda-build`.
     pub fn overlap(mut self) -> Self {
-        self.overlap = true;
+        self.overlap = self.function.overlaps();
         self
     }
 

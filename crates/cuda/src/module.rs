@@ -18,6 +18,8 @@ pub struct Module {
 struct Loaded {
     module: sys::CUmodule,
     context: Arc<CudaContext>,
+    /// Whether the device can start a kernel before the one in front of it has ended (Hopper and newer).
+    overlaps: bool,
 }
 
 // SAFETY: a module handle may be used from any thread whose current context is the module's; every use binds it first.
@@ -51,7 +53,10 @@ impl Module {
         // SAFETY: `words` holds an image that nvcc made for this purpose; the driver copies what it needs.
         let module = unsafe { result::module::load_data(words.as_ptr().cast()) }
             .during("cuModuleLoadData", || format!("an image of {} bytes", image.len()))?;
-        Ok(Self { inner: Arc::new(Loaded { module, context: context.clone() }) })
+        let major = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+            .during("cuDeviceGetAttribute", String::new)?;
+        Ok(Self { inner: Arc::new(Loaded { module, context: context.clone(), overlaps: major >= 9 }) })
     }
 
     /// The kernel `name`, allowed to use `shared_bytes` of dynamic shared memory.
@@ -78,7 +83,29 @@ impl Module {
         }
         Ok(Function { function, name: name.into(), shared_bytes, module: self.clone() })
     }
+
+    /// The kernel `name`, which is meant to overlap others ([`Launch::overlap`]) and uses little shared memory.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when there is no such kernel.
+    pub fn overlapping(&self, name: &str) -> Result<Function, Error> {
+        let function = self.function(name, 0)?;
+        // SAFETY: the function is of a loaded module.
+        unsafe {
+            result::function::set_function_attribute(
+                function.function,
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                OVERLAPPING_SHARED_PERCENT,
+            )
+        }
+        .during("cuFuncSetAttribute", || format!("the share of shared memory for kernel {name}"))?;
+        Ok(function)
+    }
 }
+
+/// Share of a multiprocessor's memory that kernels which overlap want as shared memory, the rest being cache. It must be the same for all
+/// of them: a multiprocessor changes it only when it is empty, which is the end of overlapping.
+const OVERLAPPING_SHARED_PERCENT: i32 = 25;
 
 /// A kernel.
 #[derive(Debug, Clone)]
@@ -87,7 +114,6 @@ pub struct Function {
     pub(crate) name: Arc<str>,
     pub(crate) shared_bytes: u32,
     /// Keeps the code loaded.
-    #[allow(dead_code)]
     module: Module,
 }
 
@@ -97,6 +123,11 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
+    /// Whether its launches can begin before the kernel in front of them has ended.
+    pub(crate) fn overlaps(&self) -> bool {
+        self.module.inner.overlaps
+    }
+
     /// Starts describing a launch on `stream`.
     pub fn launch<'a>(&'a self, stream: &'a Stream) -> Launch<'a> {
         Launch::new(self, stream)

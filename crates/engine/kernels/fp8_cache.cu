@@ -2,6 +2,7 @@
 // making bf16 of them again. The conversions are the header's: an instruction from compute capability 8.9 on, computed elsewhere.
 #include <cuda_fp8.h>
 
+#include "overlap.cuh"
 #include "rope.cuh"
 
 constexpr float kLargestCode = 448.0f;
@@ -62,6 +63,7 @@ __device__ __forceinline__ Four rotated4(const __nv_bfloat16* from, const float*
 // head's largest number is known in registers before anything is written. Components past `dim` get the code of zero.
 template <bool kHalves, int kWidth>
 __device__ __forceinline__ void rope_append_fp8(const Fp8RopeParams& params) {
+  overlap();
   const RopeParams<uint8_t>& p = params.rope;
   const int64_t row = blockIdx.x;
   const float *cosines = p.cosines + row * p.pairs, *sines = p.sines + row * p.pairs;

@@ -1,4 +1,5 @@
 // Root-mean-square norms. Sizes are multiples of eight elements. The second reading of a row comes from the cache.
+#include "overlap.cuh"
 #include "vector.cuh"
 
 constexpr int kThreads = 256;
@@ -6,6 +7,7 @@ constexpr int kThreads = 256;
 // out = x / rms(x) * weight; a thread block a row.
 extern "C" __global__ void __launch_bounds__(kThreads)
 rms_norm(const float* x, const float* weight, __nv_bfloat16* out, int64_t columns, float eps) {
+  overlap();
   x += blockIdx.x * columns;
   out += blockIdx.x * columns;
   float sum = 0.0f;
@@ -34,6 +36,7 @@ rms_norm(const float* x, const float* weight, __nv_bfloat16* out, int64_t column
 // The same in place for every run of `columns` elements: a head, or a row; a warp a run.
 extern "C" __global__ void __launch_bounds__(kThreads)
 rms_norm_in_place(__nv_bfloat16* x, const float* weight, int64_t runs, int64_t columns, float eps) {
+  overlap();
   const int64_t run = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (run >= runs) return;
   x += run * columns;

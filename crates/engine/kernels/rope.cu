@@ -1,4 +1,5 @@
 // Rotary embedding of queries and keys, and the keys' and values' way into the cache.
+#include "overlap.cuh"
 #include "rope.cuh"
 
 // cosines[row][pair], sines[row][pair] = scale * cos, sin((start + row) * frequency[pair]). Angles in f64: at a million tokens an f32 angle
@@ -17,6 +18,7 @@ rotary_table(const double* frequencies, float* cosines, float* sines, int64_t ro
 // A thread block a row; a thread takes `kWidth` pairs at a time, or eight components where nothing is rotated.
 template <bool kHalves, int kWidth>
 __device__ __forceinline__ void rope_append(const RopeParams<__nv_bfloat16>& p) {
+  overlap();
   const int64_t row = blockIdx.x;
   __nv_bfloat16* q = p.q + row * p.q_heads * p.dim;
   const __nv_bfloat16* k = p.k + row * p.kv_heads * p.dim;

@@ -8,9 +8,7 @@ struct Eight {
   float v[8];
 };
 
-// `from` is aligned to 16 bytes.
-__device__ __forceinline__ Eight load8(const __nv_bfloat16* from) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(from);
+__device__ __forceinline__ Eight widen(uint4 bits) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
   Eight x;
 #pragma unroll
@@ -21,6 +19,9 @@ __device__ __forceinline__ Eight load8(const __nv_bfloat16* from) {
   }
   return x;
 }
+
+// `from` is aligned to 16 bytes.
+__device__ __forceinline__ Eight load8(const __nv_bfloat16* from) { return widen(*reinterpret_cast<const uint4*>(from)); }
 
 __device__ __forceinline__ uint32_t pack2(float low, float high) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);

@@ -15,7 +15,9 @@ static FP8_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_fp8.f
 const HEADS: usize = 16;
 /// Keys that a thread block takes in a step.
 const STEP_KEYS: usize = 64;
-const THREADS: u32 = 128;
+/// Warps of a thread block.
+const WARPS: usize = 4;
+const THREADS: u32 = 32 * WARPS as u32;
 /// Thread blocks that a multiprocessor runs at a time; splits fill them once.
 const BLOCKS: usize = 2;
 /// The same where the cache is FP8, as the kernel's launch bounds have it.
@@ -36,16 +38,21 @@ impl DecodeKernels {
     /// Keys and values of the queries' own type.
     pub(super) fn load(device: &Device, element: &str) -> Result<Self, Error> {
         let module = device.load(IMAGE)?;
-        let functions = |name: &str| by_dim(|dim| module.function(&format!("{name}_{element}_d{dim}"), 0));
+        let functions = |name: &str| by_dim(|dim| module.overlapping(&format!("{name}_{element}_d{dim}")));
         Ok(Self { split: functions("decode")?, combine: functions("combine")?, blocks: BLOCKS })
     }
 
     /// Keys and values in FP8 under bf16 queries, whose splits `bf16` puts together.
     pub(super) fn load_fp8(device: &Device, bf16: &Self) -> Result<Self, Error> {
         let module = device.load(FP8_IMAGE)?;
-        let split = by_dim(|dim| module.function(&format!("decode_fp8_d{dim}"), 0))?;
+        let split = by_dim(|dim| module.overlapping(&format!("decode_fp8_d{dim}")))?;
         Ok(Self { split, combine: bf16.combine.clone(), blocks: FP8_BLOCKS })
     }
+}
+
+/// Bytes of shared memory where the warps of a thread block put the sums of `heads` query heads: `kSumsPitch` pairs a warp and head.
+fn shared_bytes(heads: usize, dim: usize) -> u32 {
+    (WARPS * heads * (dim / 2 + 4) * 2 * size_of::<f32>()) as u32
 }
 
 fn by_dim(function: impl Fn(usize) -> Result<Function, CudaError>) -> Result<[Function; 3], CudaError> {
@@ -255,8 +262,9 @@ impl Attention {
             scale_head_stride: cached.scale_head_stride as i64,
         };
         let grid = [splits as u32, kv_heads as u32, rounds as u32];
-        let over_keys = split.launch(stream).grid(grid).block(THREADS).arg(params);
-        let together = combine.launch(stream).grid([heads as u32, 1, 1]).block(dim as u32).arg(params);
+        let over_keys = split.launch(stream).grid(grid).block(THREADS).overlap();
+        let over_keys = over_keys.shared_bytes(shared_bytes(group.min(HEADS), dim)).arg(params);
+        let together = combine.launch(stream).grid([heads as u32, 1, 1]).block(dim as u32).overlap().arg(params);
         // SAFETY: the kernels' one parameter. Shapes, strides and alignment were checked; every split holds a key; the workspace has a place
         // for every head and split.
         unsafe {

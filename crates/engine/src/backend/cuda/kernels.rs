@@ -22,6 +22,8 @@ pub(super) const THREADS: u32 = 256;
 pub(super) const CHUNK: usize = 8;
 /// Outputs of a thread block of the matrix-vector kernel.
 const MATVEC_OUTPUTS: usize = 16;
+/// Matrices that it takes in one launch.
+pub(super) const MATVEC_MATRICES: usize = 3;
 /// Most thread blocks of a kernel that strides over its elements.
 pub(super) const MOST_BLOCKS: usize = 1 << 16;
 
@@ -45,20 +47,28 @@ pub(super) struct Kernels {
 #[repr(C)]
 struct MatvecParams {
     x: u64,
-    weight: u64,
-    bias: u64,
-    out: u64,
+    matrices: [Matrix; MATVEC_MATRICES],
     inputs: i64,
-    outputs: i64,
     accumulate: i32,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for MatvecParams {}
 
-/// Outputs of the matrix-vector kernel.
-pub(super) enum MatvecOut<'a> {
-    Bf16(ViewMut<'a, bf16>),
-    F32(ViewMut<'a, f32>),
+/// Mirror of `Matrix` in `kernels/matvec.cu`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct Matrix {
+    weight: u64,
+    bias: u64,
+    out: u64,
+    outputs: i64,
+}
+
+/// A matrix for the matrix-vector kernel: `out[o] = sum_i weight[o][i] x[i]`, plus `bias[o]` if there is one.
+pub(super) struct Matvec<'a, Out: Plain> {
+    pub weight: View<'a, bf16>,
+    pub bias: Option<View<'a, f32>>,
+    pub out: ViewMut<'a, Out>,
 }
 
 pub(super) fn fits(what: &str, right: bool) -> Result<(), Error> {
@@ -84,15 +94,15 @@ impl Kernels {
         let [elementwise, norm, matvec, random] = [ELEMENTWISE, NORM, MATVEC, RANDOM].map(|image| device.load(image));
         let (elementwise, norm, matvec) = (elementwise?, norm?, matvec?);
         Ok(Self {
-            embed: elementwise.function("embed", 0)?,
-            swiglu: elementwise.function("swiglu", 0)?,
-            add: elementwise.function("add", 0)?,
-            repack: elementwise.function("repack", 0)?,
-            rms_norm: norm.function("rms_norm", 0)?,
-            rms_norm_in_place: norm.function("rms_norm_in_place", 0)?,
+            embed: elementwise.overlapping("embed")?,
+            swiglu: elementwise.overlapping("swiglu")?,
+            add: elementwise.overlapping("add")?,
+            repack: elementwise.overlapping("repack")?,
+            rms_norm: norm.overlapping("rms_norm")?,
+            rms_norm_in_place: norm.overlapping("rms_norm_in_place")?,
             rope: RopeKernels::load(device)?,
-            matvec_bf16: matvec.function("matvec_bf16", 0)?,
-            matvec_f32: matvec.function("matvec_f32", 0)?,
+            matvec_bf16: matvec.overlapping("matvec_bf16")?,
+            matvec_f32: matvec.overlapping("matvec_f32")?,
             random_weights: random?.function("random_weights", 0)?,
         })
     }
@@ -107,7 +117,7 @@ impl Kernels {
         columns: usize,
     ) -> Result<(), Error> {
         fits("embed", out.len() == ids.len() * columns && table.len().is_multiple_of(columns))?;
-        let launch = self.embed.launch(stream).grid(row_blocks(ids.len())?).block(THREADS);
+        let launch = self.embed.launch(stream).grid(row_blocks(ids.len())?).block(THREADS).overlap();
         // SAFETY: the kernel's parameters; a block a row, and `out` has as many. That ids are in the table is the caller's promise to the
         // backend, checked by the session.
         unsafe { launch.read(table).read(ids).write(out).arg(columns as i64).run() }
@@ -133,7 +143,7 @@ impl Kernels {
     ) -> Result<(), Error> {
         let count = x.len();
         fits(name, count == y.len() && count.is_multiple_of(CHUNK))?;
-        let launch = kernel.launch(stream).grid(blocks(count / CHUNK, THREADS as usize)).block(THREADS);
+        let launch = kernel.launch(stream).grid(blocks(count / CHUNK, THREADS as usize)).block(THREADS).overlap();
         // SAFETY: the parameters of both kernels; they touch `count` elements of both views.
         unsafe { launch.write(x).read(y).arg(count as i64).run() }
     }
@@ -150,7 +160,8 @@ impl Kernels {
         let runs = from.len() / from_dim;
         let whole = from_dim.is_multiple_of(CHUNK) && to_dim.is_multiple_of(CHUNK);
         fits("repack", whole && from.len() == runs * from_dim && to.len() == runs * to_dim)?;
-        let launch = self.repack.launch(stream).grid(blocks(to.len() / CHUNK, THREADS as usize)).block(THREADS);
+        let launch =
+            self.repack.launch(stream).grid(blocks(to.len() / CHUNK, THREADS as usize)).block(THREADS).overlap();
         let launch = launch.read(from).write(to).arg(runs as i64).arg(from_dim as i32).arg(to_dim as i32);
         // SAFETY: the kernel's parameters; it writes `runs` runs, which both views have.
         unsafe { launch.run() }
@@ -168,7 +179,7 @@ impl Kernels {
         let columns = weight.len();
         let rows = x.len() / columns;
         fits("rms_norm", columns.is_multiple_of(CHUNK) && x.len() == rows * columns && out.len() == x.len())?;
-        let launch = self.rms_norm.launch(stream).grid(row_blocks(rows)?).block(THREADS);
+        let launch = self.rms_norm.launch(stream).grid(row_blocks(rows)?).block(THREADS).overlap();
         // SAFETY: the kernel's parameters; a block a row, which both views have.
         unsafe { launch.read(x).read(weight).write(out).arg(columns as i64).arg(eps).run() }
     }
@@ -185,44 +196,58 @@ impl Kernels {
         let runs = x.len() / columns;
         fits("rms_norm_in_place", columns.is_multiple_of(CHUNK) && x.len() == runs * columns)?;
         let grid = row_blocks(runs.div_ceil(THREADS as usize / 32))?;
-        let launch = self.rms_norm_in_place.launch(stream).grid(grid).block(THREADS);
+        let launch = self.rms_norm_in_place.launch(stream).grid(grid).block(THREADS).overlap();
         // SAFETY: the kernel's parameters; a warp a run, and those past the last do nothing.
         unsafe { launch.write(x).read(weight).arg(runs as i64).arg(columns as i64).arg(eps).run() }
     }
 
-    /// `out[o] = sum_i weight[o][i] x[i]`, plus `bias[o]` if there is one, plus what `out` held if `accumulate`.
-    pub fn matvec(
+    /// The products of one row with up to three matrices.
+    pub fn matvec(&self, stream: &Stream, x: View<'_, bf16>, matrices: Vec<Matvec<'_, bf16>>) -> Result<(), Error> {
+        Self::queue_matvec(&self.matvec_bf16, stream, x, matrices, false)
+    }
+
+    /// The product of one row, added to what `out` holds if `accumulate`.
+    pub fn matvec_f32(
         &self,
         stream: &Stream,
         x: View<'_, bf16>,
-        weight: View<'_, bf16>,
-        bias: Option<View<'_, f32>>,
+        matrix: Matvec<'_, f32>,
         accumulate: bool,
-        out: MatvecOut<'_>,
     ) -> Result<(), Error> {
-        let (kernel, address, outputs) = match &out {
-            MatvecOut::Bf16(out) => (&self.matvec_bf16, out.address(), out.len()),
-            MatvecOut::F32(out) => (&self.matvec_f32, out.address(), out.len()),
-        };
+        Self::queue_matvec(&self.matvec_f32, stream, x, vec![matrix], accumulate)
+    }
+
+    fn queue_matvec<Out: Plain>(
+        kernel: &Function,
+        stream: &Stream,
+        x: View<'_, bf16>,
+        matrices: Vec<Matvec<'_, Out>>,
+        accumulate: bool,
+    ) -> Result<(), Error> {
         let inputs = x.len();
-        fits(
-            "matvec",
-            inputs.is_multiple_of(CHUNK)
-                && weight.len() == inputs * outputs
-                && bias.is_none_or(|bias| bias.len() == outputs),
-        )?;
-        let params = MatvecParams {
+        let fit = |m: &Matvec<'_, Out>| {
+            m.weight.len() == inputs * m.out.len() && m.bias.is_none_or(|bias| bias.len() == m.out.len())
+        };
+        let whole = inputs.is_multiple_of(CHUNK) && (1..=MATVEC_MATRICES).contains(&matrices.len());
+        fits("matvec", whole && matrices.iter().all(fit))?;
+        let grid = row_blocks(matrices.iter().map(|m| m.out.len().div_ceil(MATVEC_OUTPUTS)).sum())?;
+        let mut params = MatvecParams {
             x: x.address(),
-            weight: weight.address(),
-            bias: bias.map_or(0, |bias| bias.address()),
-            out: address,
+            matrices: Default::default(),
             inputs: inputs as i64,
-            outputs: outputs as i64,
             accumulate: accumulate.into(),
         };
-        let grid = row_blocks(outputs.div_ceil(MATVEC_OUTPUTS))?;
-        let launch: Launch<'_> = kernel.launch(stream).grid(grid).block(THREADS).arg(params);
-        // SAFETY: the kernel's one parameter; blocks past the last output do nothing.
+        for (to, m) in params.matrices.iter_mut().zip(&matrices) {
+            *to = Matrix {
+                weight: m.weight.address(),
+                bias: m.bias.map_or(0, |bias| bias.address()),
+                out: m.out.address(),
+                outputs: m.out.len() as i64,
+            };
+        }
+        let launch: Launch<'_> = kernel.launch(stream).grid(grid).block(THREADS).overlap().arg(params);
+        // SAFETY: the kernel's one parameter; it reads and writes what the views were found to hold, and there are as many blocks as it
+        // takes for all outputs.
         unsafe { launch.run() }
     }
 

@@ -31,7 +31,7 @@ pub use buffers::{CudaBuffer, CudaLinear};
 pub use cache::CudaCache;
 use clock::DeviceClock;
 pub use context::{CudaContext, padded_dim};
-use kernels::MatvecOut;
+use kernels::{MATVEC_MATRICES, Matvec};
 use rope::Rope;
 
 /// A CUDA device, with the scratch memory of one session.
@@ -197,16 +197,21 @@ impl Backend for CudaBackend {
     fn linear(&mut self, x: &CudaBuffer, rows: Range<usize>, products: &mut [Product<'_, Self>]) -> Result<()> {
         let context = &self.context;
         let (count, x) = (rows.len(), x.bf16(rows)?);
+        if count == 1 {
+            for products in products.chunks_mut(MATVEC_MATRICES) {
+                let mut matrices = Vec::with_capacity(MATVEC_MATRICES);
+                for Product { weight, out, row } in products {
+                    let bias = weight.bias.as_ref().map(|bias| bias.f32.view());
+                    matrices.push(Matvec { weight: weight.weight.view(), bias, out: out.bf16_mut(*row..*row + 1)? });
+                }
+                context.kernels.matvec(&context.stream, x, matrices)?;
+            }
+            return Ok(());
+        }
         for Product { weight, out, row } in products {
             let out = out.bf16_mut(*row..*row + count)?;
-            let (matrix, bias) = (weight.weight.view(), weight.bias.as_ref());
-            if count == 1 {
-                let bias = bias.map(|bias| bias.f32.view());
-                context.kernels.matvec(&context.stream, x, matrix, bias, false, MatvecOut::Bf16(out))?;
-            } else {
-                let bias = bias.map(|bias| bias.bf16.view());
-                context.blas.linear(shape(count, weight), x, matrix, bias, false, out)?;
-            }
+            let (matrix, bias) = (weight.weight.view(), weight.bias.as_ref().map(|bias| bias.bf16.view()));
+            context.blas.linear(shape(count, weight), x, matrix, bias, false, out)?;
         }
         Ok(())
     }
@@ -218,7 +223,7 @@ impl Backend for CudaBackend {
         let out = out.f32_mut(row..row + count)?;
         let (matrix, bias) = (weight.weight.view(), weight.bias.as_ref().map(|bias| bias.f32.view()));
         if count == 1 {
-            context.kernels.matvec(&context.stream, x, matrix, bias, true, MatvecOut::F32(out))?;
+            context.kernels.matvec_f32(&context.stream, x, Matvec { weight: matrix, bias, out }, true)?;
         } else {
             context.blas.linear(shape(count, weight), x, matrix, bias, true, out)?;
         }
@@ -302,7 +307,7 @@ impl Backend for CudaBackend {
         let logits = grown(&mut self.logits, stream, count)?;
         let (x, matrix, to) = (x.bf16(0..rows)?, weight.weight.view(), logits.view_mut().slice(0..count)?);
         if rows == 1 {
-            context.kernels.matvec(stream, x, matrix, None, false, MatvecOut::F32(to))?;
+            context.kernels.matvec_f32(stream, x, Matvec { weight: matrix, bias: None, out: to }, false)?;
         } else {
             context.blas.linear(shape(rows, weight), x, matrix, None, false, to)?;
         }

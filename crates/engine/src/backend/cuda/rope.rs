@@ -93,7 +93,7 @@ impl RopeKernels {
     pub fn load(device: &Device) -> Result<Self, Error> {
         let (rope, fp8) = (device.load(ROPE)?, device.load(FP8_CACHE)?);
         let append = |module: &speedread_cuda::Module, name: &str| -> Result<[[Function; 2]; 2], Error> {
-            let function = |layout: &str| module.function(&format!("{name}_{layout}"), 0);
+            let function = |layout: &str| module.overlapping(&format!("{name}_{layout}"));
             Ok([
                 [function("halves")?, function("halves_narrow")?],
                 [function("interleaved")?, function("interleaved_narrow")?],
@@ -180,7 +180,8 @@ impl RopeKernels {
             Places::Bf16(_) => &self.append,
             Places::Fp8(_) => &self.append_fp8,
         };
-        let launch = kernels[layout][usize::from(!wide)].launch(stream).grid(row_blocks(rows)?).block(ROPE_THREADS);
+        let launch =
+            kernels[layout][usize::from(!wide)].launch(stream).grid(row_blocks(rows)?).block(ROPE_THREADS).overlap();
         let launch = match &rope.cache {
             Places::Bf16(_) => launch.arg(params),
             Places::Fp8([(_, scales_k), (_, scales_v)]) => launch.arg(Fp8RopeParams {
