@@ -181,11 +181,14 @@ __device__ inline int top(TopShared& s, const Keys& keys, int n, int count, bool
   return put_chosen<Threads>(s, keys, n, least, left, put);
 }
 
-// Room in shared memory for the largest keys of a long row.
-struct Candidates {
+// Room in shared memory for a sample of a long row's keys, and then for the largest ones.
+union Candidates {
   static constexpr int kRoom = 10 * 1024;  // what chips of 100 KB of shared memory have room for
-  uint32_t keys[kRoom];
-  int32_t entries[kRoom];
+  uint32_t sample[2 * kRoom];
+  struct {
+    uint32_t keys[kRoom];
+    int32_t entries[kRoom];
+  };
 };
 
 // As `top`, of a long row: a sample of it says about how large the chosen keys are; those as large, a few more than are wanted, are brought
@@ -194,19 +197,20 @@ struct Candidates {
 template <int Threads, typename Key, typename Put>
 __device__ inline int top_of_many(TopShared& s, Candidates& candidates, const Row<Key>& row, int n, int count, bool keep_zero, Put put) {
   constexpr int kLeast = 8192;
-  const int stride = max((n + Candidates::kRoom - 1) / Candidates::kRoom, 4), samples = n / stride;
+  const int stride = max((n + 2 * Candidates::kRoom - 1) / (2 * Candidates::kRoom), 4), samples = n / stride;
   const float expected = static_cast<float>(count) / stride;
-  // Three deviations of a count of independent events more.
-  const int rank = static_cast<int>(expected + 3.f * sqrtf(expected)) + 4;
-  if (n >= kLeast && count > 0 && rank < samples && static_cast<int64_t>(rank) * stride < Candidates::kRoom) {
+  // Four deviations of a count of independent events more, or half way to what there is room for.
+  const int enough = static_cast<int>(expected + 4.f * sqrtf(expected)) + 4;
+  const int rank = min(enough, static_cast<int>((expected + static_cast<float>(Candidates::kRoom) / stride) / 2.f));
+  if (n >= kLeast && count > 0 && rank < samples && static_cast<float>(rank) > expected) {
     for (int i = threadIdx.x; i < samples; i += Threads) {
       // Not at even distances: what repeats in a prompt could repeat with them.
       const int at = i * stride + static_cast<int>((static_cast<uint32_t>(i) * 2654435769u >> 8) % static_cast<uint32_t>(stride));
-      candidates.keys[i] = row.key(at, row.values[at]);
+      candidates.sample[i] = row.key(at, row.values[at]);
     }
     __syncthreads();
     uint32_t left;
-    const uint32_t pivot = least_chosen<Threads>(s, List{candidates.keys}, samples, rank, left);
+    const uint32_t pivot = least_chosen<Threads>(s, List{candidates.sample}, samples, rank, left);
     __syncthreads();
     if (pivot > 0) {
       const int found = put_chosen<Threads>(s, row, n, pivot - 1, 0, [&](int place, int i) {
