@@ -20,7 +20,6 @@ mod held_out;
 mod kernel_times;
 mod measure;
 mod menu;
-mod retrieval;
 mod target;
 
 use std::path::Path;
@@ -41,7 +40,6 @@ pub use held_out::Comparison;
 pub use kernel_times::{KernelTimes, Place, Shape};
 use measure::{Journal, LayerMeasures};
 pub use menu::{Family, Lines};
-pub use retrieval::retrieval;
 pub use target::{Objective, Search, Target};
 
 /// A text and the tokens it has.

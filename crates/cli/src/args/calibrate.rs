@@ -27,9 +27,6 @@ pub struct CalibrateArgs {
     /// Texts to compare the found patterns on [default: what follows the measured part of the texts, where that is long enough]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub held_out: Vec<String>,
-    /// Leave out the made-up text of keys, values and lookups that is measured besides yours: it shows which heads look things up far away
-    #[arg(long)]
-    pub no_retrieval: bool,
     /// Prompt lengths in tokens; a prompt is read with the patterns of the next longer one [default: 8192, within the model's context]
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     pub lengths: Vec<NonZeroUsize>,

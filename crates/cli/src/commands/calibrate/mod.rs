@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::json;
-use speedread_calibrate::{LengthResult, Lines, Request, Text, calibrate, remove_journal, retrieval};
+use speedread_calibrate::{LengthResult, Lines, Request, Text, calibrate, remove_journal};
 use speedread_engine::hub::Cache;
 use speedread_engine::model::Model;
 use speedread_engine::session::SessionOptions;
@@ -31,14 +31,11 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     lengths.sort_unstable();
     lengths.dedup();
     let longest = lengths[lengths.len() - 1];
-    let mut texts = encode(&model, documents)?;
+    let texts = encode(&model, documents)?;
     let held_out = match held_out.is_empty() {
         true => following(&texts, longest),
         false => encode(&model, held_out)?,
     };
-    if !args.no_retrieval {
-        texts.push(retrieval(longest, |text| model.tokenizer.encode_prompt(text, false))?);
-    }
     if held_out.is_empty() {
         eprintln!(
             "note: the texts have no second part of {longest} tokens, and there is no --held-out: nothing to compare on"
