@@ -8,6 +8,7 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is outside of 
 import json
 import pathlib
 import re
+import statistics
 
 import figure
 
@@ -23,13 +24,23 @@ def table(heads, rows):
 
 
 def recorded(result):
-    where = ", ".join(str(result[key]) for key in ("cpu", "gpu") if key in result)
+    where = ", ".join(str(result[key]) for key in ("cpu", "gpu", "device") if key in result)
     threads = f", {result['threads']} threads" if "threads" in result else ""
-    return f"Recorded {result['date']}{' on ' + where if where else ''}{threads}: `{result['command']}`"
+    commit = f", commit {result['commit']}" if "commit" in result else ""
+    return f"Recorded {result['date']}{' on ' + where if where else ''}{threads}{commit}: `{result['command']}`"
 
 
 def percent(x, digits=1):
     return f"{100 * x:.{digits}f} %"
+
+
+def points(x):
+    """With one digit, and never -0.0."""
+    return f"{round(x, 1) + 0.0:.1f}"
+
+
+def milliseconds(ms):
+    return f"{ms:#.3g}" if ms < 99.95 else f"{ms:,.0f}"
 
 
 def llama_cpp(runs):
@@ -82,8 +93,9 @@ def logits():
 
 
 def accuracy(kind):
-    """Recorded results of a kind: name of the file without its ending, and content."""
-    return [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "accuracy").glob(f"{kind}_*.json"))]
+    """Recorded results of a kind, by name, numbers in it by their size: name of the file without its ending, and content."""
+    by_number = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+    return [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "accuracy").glob(f"{kind}_*.json"), key=by_number)]
 
 
 def searches():
@@ -95,32 +107,33 @@ def searches():
         for length in result["lengths"]:
             heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
             parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {result['target']}\n\n"
-                         f"{length['candidates']} candidates a head, on {' and '.join(result['texts'])}; {took}, {result['device']} with {result['threads']} threads. "
+                         f"{length['candidates']} candidates a head, on {', '.join(result['texts'])}; {took}, {result['device']} with {result['threads']} threads. "
                          f"Heads: {heads}.")
             rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2)]
                     for c in length["comparisons"]]
             parts.append(table(["patterns", "unseen text", "time", "density", "error", "recall"], rows))
         parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{name.replace('search_', 'patterns_')}.png)")
-        parts.append(recorded({**result, "cpu": result["device"]}))
+        parts.append(recorded(result))
     return "\n\n".join(parts)
 
 
 def ruler():
-    parts = []
+    summary, parts = [], []
     for name, result in accuracy("ruler"):
-        comparison = result["comparison"]
-        parts.append(f"### {result['model']}, {name.rsplit('_', 1)[1]} tokens, {result['samples_a_task']} samples a task")
-        rows = []
-        for row in comparison["rows"]:
-            cells = [f"{cell['score']:.1f}" for cell in row["cells"]]
-            rows.append([row["task"] or "**mean**", row["samples"], *cells])
+        comparison, length = result["comparison"], f"{int(name.rsplit('_', 1)[1]):,}"
+        interval = lambda drop: "" if drop is None else f"{points(drop['points'])} ({points(drop['low'])} to {points(drop['high'])})"
         mean = next((row for row in comparison["rows"] if row["task"] is None), comparison["rows"][-1])
-        interval = lambda drop: "" if drop is None else f"{drop['points']:.1f} ({drop['low']:.1f} to {drop['high']:.1f})"
+        for cell in mean["cells"]:
+            summary.append([result["model"], length, result["samples_a_task"], cell["setting"], percent(cell["density"]), points(cell["score"]),
+                            interval(cell["drop"])])
+        parts.append(f"### {result['model']}, {length} tokens, {result['samples_a_task']} samples a task")
+        rows = [[row["task"] or "**mean**", row["samples"], *(points(cell["score"]) for cell in row["cells"])] for row in comparison["rows"]]
         rows.append(["drop against dense, 95 % interval", "", *(interval(cell["drop"]) for cell in mean["cells"])])
         rows.append(["density", "", *(percent(cell["density"]) for cell in mean["cells"])])
         parts.append(table(["task", "samples", *comparison["settings"]], rows))
         parts.append(recorded(result))
-    return "\n\n".join(parts)
+    heads = ["model", "tokens", "samples a task", "attention", "density", "mean score", "drop against dense, 95 % interval"]
+    return "\n\n".join([table(heads, summary), *parts]) if summary else ""
 
 
 def grids():
@@ -134,11 +147,11 @@ def grids():
         parts.append(recorded(result))
     for _, result in accuracy("perplexity"):
         settings = list(dict.fromkeys(row["setting"] for row in result["rows"]))
-        places = list(dict.fromkeys((row["text"], row["tokens"]) for row in result["rows"]))
+        places = sorted({(row["text"], row["tokens"]) for row in result["rows"]})
         found = {(row["text"], row["tokens"], row["setting"]): f"{row['perplexity']:.2f} ({percent(row['density'], 0)})" for row in result["rows"]}
         parts.append(f"### {result['model']}: perplexity, and density in brackets")
         parts.append(table(["text", "tokens", *settings], [[text, f"{n:,}", *(found.get((text, n, each), "") for each in settings)] for text, n in places]))
-        parts.append(recorded(result))
+        parts.append(f"Patterns {result['patterns']}. {recorded(result)}")
     return "\n\n".join(parts)
 
 
@@ -177,21 +190,41 @@ def decode_gpu():
 
 def attention_gpu():
     result = load("attention_h200.json")
-    mean = lambda times: sum(times) / len(times)
-    rate = lambda row, ms: f"{2 * row['n'] ** 2 * row['dim'] * row['heads'] / ms / 1e9:.0f}"
-    dense = [[f"{row['n']:,}", row["dim"], rate(row, mean(row["ours_before_ms"])), f"**{rate(row, mean(row['ours_ms']))}**", rate(row, mean(row["fa3_ms"])),
-              percent(mean(row["fa3_ms"]) / mean(row["ours_ms"]), 0)] for row in result["dense"]]
-    sparse = [[f"{row['n']:,}", f"{row['index_ms']:.2f}", f"{row['ours_ms']:.1f}", f"{row['fa3_dense_ms']:.0f}", f"**{row['fa3_dense_ms'] / row['ours_ms']:.0f}x**",
-               row["commit"]] for row in result["sparse"]]
-    tiles = [[row["case"], f"{row['ms']:.1f}", f"{row['tflops']:.0f}"] for row in result["visited_tiles_131072"]]
-    portable = [[row["dim"], f"{row['ms']:.1f}", f"{row['tflops']:.0f}"] for row in result["portable_kernel"]]
+    ours, peer = "speedread", "FlashAttention-3"
+    measured = sorted(result["rows"], key=lambda row: (row["n"], row["dim"]))
+    others = list(dict.fromkeys(name for row in measured for name in row["dense"] if name not in (ours, peer)))
+    dense, sparse = [], []
+    for row in measured:
+        place = [f"{row['n']:,}", row["dim"]]
+        ms = {name: statistics.median(times) for name, times in row["dense"].items()}
+        rate = lambda name: f"{2 * row['n'] ** 2 * row['dim'] * row['heads'] / ms[name] / 1e9:.0f}" if name in ms else ""
+        dense.append([*place, f"**{rate(ours)}**", rate(peer), percent(ms[peer] / ms[ours], 0) if peer in ms else "", *map(rate, others)])
+        for pattern, samples in row["sparse"].items():
+            total, index = statistics.median(samples["ms"]), statistics.median(samples["index_ms"])
+            against = [milliseconds(ms[peer]), f"**{ms[peer] / total:.1f}x**"] if peer in ms else ["", ""]
+            sparse.append([*place, pattern, percent(samples["density"]), milliseconds(index), milliseconds(total), *against])
+    torch = f" (torch {result['libraries']['torch']})" if "torch" in result["libraries"] else ""
     return "\n\n".join([
-        "Dense, causal, TFLOPS:", table(["tokens", "head dim", "before", "now", "FlashAttention-3", "of its speed"], dense),
-        "48 windows and 8 tiles of columns a head, index building included, against dense FlashAttention-3:",
-        table(["tokens", "index, ms", "index and attention, ms", "FlashAttention-3, ms", "ratio", "commit"], sparse),
-        "At 131,072 tokens, TFLOPS on the tiles visited:", table(["case", "ms", "TFLOPS"], tiles),
-        "The portable kernel on the same device, dense, 32,768 tokens:", table(["head dim", "ms", "TFLOPS"], portable),
-        f"Recorded {result['date']} on {result['gpu']}, commit {result['commit']}; {result['fa3']}: `{result['command']}`"])
+        "Dense, causal, TFLOPS:", table(["tokens", "head dim", ours, peer, "of its speed", *others], dense),
+        f"Sparse, index included, against dense {peer}:",
+        table(["tokens", "head dim", "pattern", "density", "index, ms", "index and attention, ms", f"{peer}, ms", "ratio"], sparse),
+        recorded(result) + torch, *attention_alone(result)])
+
+
+def attention_alone(result):
+    """What bench_attention printed, by kernel."""
+    if "alone" not in result:
+        return []
+    rows = {"sm90": [], "portable": []}
+    for row in sorted(result["alone"]["rows"], key=lambda row: (row["n"], row["dim"])):
+        # Index building alone computes no tile; without the case of dense attention there is no ratio to it.
+        rate = f"{row['tflops']:.0f}" if row["tflops"] else ""
+        share = percent(row["ratio_to_dense"], 0) if row.get("ratio_to_dense") else ""
+        rows[row["kernel"]].append([f"{row['n']:,}", row["dim"], row["case"], milliseconds(row["ms"]), rate, share])
+    heads = ["tokens", "head dim", "case", "ms", "TFLOPS", "of its own dense"]
+    return ["Hopper's kernel, TFLOPS on the tiles visited:", table(heads, rows["sm90"]),
+            "The portable kernel on the same device:", table(heads[:-1], [row[:-1] for row in rows["portable"]]),
+            recorded({"date": result["date"], "gpu": result["gpu"], **result["alone"]})]
 
 
 def logits_gpu():
