@@ -46,8 +46,7 @@ template <int Dim>
 __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const AttentionParams& p) {
   using T = Tiles<Dim>;
   Ring<T::kStages> k, v;
-  Ring<2> work;
-  Ring<1> q;
+  Ring<2> work, q;
   for (int w = blockIdx.x;; w = gridDim.x + atomicAdd(p.counter, 1)) {
     s.work_empty[work.stage].wait(work.parity ^ 1);
     if (w >= p.item_count) {
@@ -63,8 +62,8 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     s.work_full[work.stage].arrive();
     work.advance();
 
-    s.q_empty.wait(q.parity ^ 1);
-    load<T::kPanels>(s.q, T::kPanelBytesQ, maps.q, &s.q_full, row, head);
+    s.q_empty[q.stage].wait(q.parity ^ 1);
+    load<T::kPanels>(s.q[q.stage], T::kPanelBytesQ, maps.q, &s.q_full[q.stage], row, head);
     q.advance();
 
     const KeyTiles list = key_tiles(p, item, row, spans);
@@ -120,7 +119,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
   const int thread_row = consumer * 64 + warp * 16 + lane / 4;  // and 8 rows below
   // Descriptors hold addresses in units of 16 bytes in their low bits, and no tile crosses the range: steps are plain additions.
-  const mma::Operand q{ptx::shared_address(s.q) + consumer * 64 * 128, 16, 1024};
+  const mma::Operand q{ptx::shared_address(s.q[0]) + consumer * 64 * 128, 16, 1024};
   const mma::Operand k{ptx::shared_address(s.k[0]), 16, 1024};
   const mma::Operand v{ptx::shared_address(s.v[0]), T::kPanelBytesK, 1024};
   const int turn = B::turn(consumer), next_turn = B::turn((consumer + 1) % T::kConsumers);
@@ -132,14 +131,17 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   mma::OnlineSoftmax<T::kKeys / 2> softmax;
   softmax.scale_log2 = p.scale_log2;
 
+  Ring<T::kStages> kr, vr;
+  Ring<2> work, qr;
+
   auto score = [&](int stage) {
-    const mma::Operand tile = k + stage * T::kBytesK;
+    const mma::Operand rows = q + qr.stage * T::kBytesQ, tile = k + stage * T::kBytesK;
     mma::keep(scores);
     mma::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Dim / 16; i++) {
       const int a = (i / 4) * T::kPanelBytesQ + (i % 4) * 32, b = (i / 4) * T::kPanelBytesK + (i % 4) * 32;
-      ProductQK::shared_shared(scores, (q + a).descriptor(), (tile + b).descriptor(), i != 0);
+      ProductQK::shared_shared(scores, (rows + a).descriptor(), (tile + b).descriptor(), i != 0);
     }
     mma::wgmma_commit();
     mma::keep(scores);
@@ -159,9 +161,6 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     if (lane == 0) barrier.arrive();
   };
 
-  Ring<T::kStages> kr, vr;
-  Ring<2> work;
-  Ring<1> qr;
   while (true) {
     s.work_full[work.stage].wait(work.parity);
     const WorkNote item = s.work[work.stage];
@@ -170,8 +169,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     if (item.tiles == 0) break;
     const int position = p.start + item.row + thread_row;
 
-    s.q_full.wait(qr.parity);
-    qr.advance();
+    s.q_full[qr.stage].wait(qr.parity);
     s.k_full[kr.stage].wait(kr.parity);
     score(kr.stage);
     mma::wgmma_wait<0>();
@@ -186,7 +184,8 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     for (int i = 0; i < Dim / 2; i++) out[i] = 0.f;
 
     auto finish = [&](const auto& weights) {
-      release(s.q_empty);
+      release(s.q_empty[qr.stage]);
+      qr.advance();
       s.v_full[vr.stage].wait(vr.parity);
       accumulate(weights, vr.stage);
       mma::wgmma_wait<0>();
@@ -275,8 +274,6 @@ __device__ __forceinline__ void attention(const Maps& maps, const AttentionParam
   auto& s = *reinterpret_cast<Shared<Dim>*>(raw + (-ptx::shared_address(raw) & 1023));
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4 * T::kConsumers;  // one arrival a consumer warp
-    s.q_full.init(1);
-    s.q_empty.init(kWarps);
     for (int i = 0; i < T::kStages; i++) {
       s.k_full[i].init(1);
       s.v_full[i].init(1);
@@ -284,6 +281,8 @@ __device__ __forceinline__ void attention(const Maps& maps, const AttentionParam
       s.v_empty[i].init(kWarps);
     }
     for (int i = 0; i < 2; i++) {
+      s.q_full[i].init(1);
+      s.q_empty[i].init(kWarps);
       s.work_full[i].init(1);
       s.work_empty[i].init(kWarps);
     }

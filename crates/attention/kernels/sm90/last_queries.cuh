@@ -48,16 +48,17 @@ __device__ __forceinline__ void produce_scores(ScoreBarriers& s, uint8_t* keys, 
   }
 }
 
-// Hands `use` the scores of every key tile, unscaled, minus infinity where the key lies behind the query.
+// Hands `use` the scores of every key tile, unscaled, minus infinity where the key lies behind the query. Those of the next tile are made
+// meanwhile.
 template <typename Element, int Dim, typename Use>
 __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys, const uint8_t* queries, const LastQueriesParams& p, int tile,
                                           int end, int row, int lane, Use use) {
   using T = ScoreTiles<Dim>;
   const mma::Operand a{ptx::shared_address(queries), 16, 1024}, b{ptx::shared_address(keys), 16, 1024};
-  float scores[kTileScores];
-  s.queries.wait(0);
+  float even[kTileScores], odd[kTileScores];
   int stage = 0;
-  for (uint32_t parity = 0; tile < end; tile++) {
+  uint32_t parity = 0;
+  auto begin = [&](float (&scores)[kTileScores]) {
     s.full[stage].wait(parity);
     mma::keep(scores);
     mma::wgmma_fence();
@@ -67,6 +68,8 @@ __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys,
       mma::Wgmma<Element, kScoredKeys>::shared_shared(scores, (a + step).descriptor(), (b + stage * T::kBytes + step).descriptor(), i != 0);
     }
     mma::wgmma_commit();
+  };
+  auto end_of = [&](float (&scores)[kTileScores]) {
     mma::wgmma_wait<0>();
     mma::keep(scores);
     if (lane == 0) s.empty[stage].arrive();
@@ -74,8 +77,30 @@ __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys,
       stage = 0;
       parity ^= 1;
     }
+  };
+  auto take = [&](float (&scores)[kTileScores]) {
     mask_scores(scores, p, tile, row, lane);
     use(tile, scores);
+    tile++;
+  };
+  s.queries.wait(0);
+  begin(even);
+  // The last tile is taken apart in both arrays: products begun under a condition would be waited for at once.
+  while (true) {
+    end_of(even);
+    if (tile + 1 == end) {
+      take(even);
+      break;
+    }
+    begin(odd);
+    take(even);
+    end_of(odd);
+    if (tile + 1 == end) {
+      take(odd);
+      break;
+    }
+    begin(even);
+    take(odd);
   }
 }
 

@@ -11,7 +11,7 @@ struct Tiles {
   static constexpr int kQueries = 64 * kConsumers;
   static constexpr int kKeys = kTileKeys;                   // 128 keys: 64 score registers a thread, and 128 FLOP per byte of K and V
   static constexpr int kPanels = (Dim + 63) / 64;           // panels of 64 elements (128 bytes, the swizzle's width); the last may be half used
-  static constexpr int kStages = Dim == 64 ? 4 : 2;         // 2 fill 194 KB at dim 128; at dim 64 there is room for 4
+  static constexpr int kStages = Dim == 64 ? 4 : 2;         // 2 fill 225 KB at dim 128; at dim 64 there is room for 4
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kProducerRegisters = 40;             // 24 spill
   static constexpr int kConsumerRegisters = 232;            // (65536 - 128*40) / 256
@@ -38,13 +38,13 @@ struct WorkNote {
 template <int Dim>
 struct __align__(1024) Shared {
   using T = Tiles<Dim>;
-  alignas(1024) uint8_t q[T::kBytesQ];
+  alignas(1024) uint8_t q[2][T::kBytesQ];  // the next query tile's come while this one's are in use
   alignas(1024) uint8_t k[T::kStages][T::kBytesK];
   alignas(1024) uint8_t v[T::kStages][T::kBytesK];
   alignas(1024) uint8_t o[T::kBytesQ];
   TileNote notes[T::kStages];  // of the keys in the stage of the same number
   WorkNote work[2];
-  ptx::Mbarrier q_full, q_empty;
+  ptx::Mbarrier q_full[2], q_empty[2];
   ptx::Mbarrier k_full[T::kStages], k_empty[T::kStages], v_full[T::kStages], v_empty[T::kStages];
   ptx::Mbarrier work_full[2], work_empty[2];
 };
