@@ -9,6 +9,7 @@ use speedread_attention::{Pattern, SparseIndex};
 use speedread_engine::Result;
 use speedread_engine::session::{LayerAttention, Session};
 
+use crate::divergence::Dense;
 use crate::menu::Family;
 use crate::{Measured, Progress, Search, Text};
 
@@ -27,6 +28,9 @@ pub struct Comparison {
     pub error: f64,
     /// Share of attention mass kept, mean over heads.
     pub recall: f64,
+    /// Kullback-Leibler divergence of the model's next tokens from those under dense attention, in nats, mean over positions of the text's later
+    /// half; not measured of indexes of another text.
+    pub divergence: Option<f64>,
 }
 
 /// Choices to compare: names and patterns, `[layer][head]`.
@@ -90,9 +94,31 @@ pub(crate) fn compare(
     };
     for text in &request.held_out {
         let (names, sums) = of_text(session, measured, text, picks, fixed.as_deref(), observer, cancel)?;
-        all.extend(names.into_iter().zip(sums).map(|(name, sums)| sums.finish(name, text)));
+        let divergences = divergences(session, measured, text, picks, observer, cancel)?;
+        for (number, (name, sums)) in names.into_iter().zip(sums).enumerate() {
+            all.push(sums.finish(name, text, divergences.get(number).copied()));
+        }
     }
     Ok(all)
+}
+
+/// What each choice does to the next tokens of a text.
+fn divergences(
+    session: &Session<'_>,
+    measured: &Measured<'_>,
+    text: &Text,
+    picks: &Picks,
+    observer: &mut dyn FnMut(Progress<'_>),
+    cancel: &AtomicBool,
+) -> Result<Vec<f64>> {
+    let tokens = measured.plan.tokens;
+    let dense = Dense::read(session, &text.ids[..tokens], cancel)?;
+    let mut found = vec![];
+    for (number, (_, patterns)) in picks.0.iter().enumerate() {
+        found.push(dense.divergence(session, patterns.clone(), cancel)?);
+        observer(Progress { stage: "reading", tokens, text: &text.name, done: number + 1, of: picks.0.len() });
+    }
+    Ok(found)
 }
 
 /// Indexes of a text under the found patterns, `[layer][head]`: what a static pattern is.
@@ -179,7 +205,7 @@ impl Sums {
         }
     }
 
-    fn finish(self, name: String, text: &Text) -> Comparison {
+    fn finish(self, name: String, text: &Text, divergence: Option<f64>) -> Comparison {
         Comparison {
             name,
             text: text.name.clone(),
@@ -187,6 +213,7 @@ impl Sums {
             density: self.tiles / self.dense_tiles,
             error: self.error / self.layers,
             recall: self.recall / self.heads,
+            divergence,
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! texts --dense prefill, layer by layer--> Q, K, V of every head
+//!   worth of each layer's error for the next tokens   (weights, divergence)
 //!   menu of candidates at a ladder of times   (menu, kernel_times: the kernel is timed on the model's device)
 //!   error of each candidate's attention output, recall, tiles   (measure; speedread_attention::compare)
 //!   one choice a head: per head at equal time, or all heads under one budget   (choose)
@@ -12,15 +13,18 @@
 //! The search runs where the model does: the prefill, the timed kernel and the comparison of the candidates are the device's, and budgets count
 //! the tiles of its kernel. Patterns found on one kind of device are therefore for that kind.
 //!
-//! Three things differ from the original: the error is that of the attention *output*, so values count; a candidate's cost is the kernel's
-//! time, not a number of lines; and several texts and prompt lengths are searched.
+//! Four things differ from the original: the error is that of the attention *output*, so values count; errors of different layers are weighed
+//! by what they do to the model's next tokens; a candidate's cost is the kernel's time, not a number of lines; and several texts and prompt
+//! lengths are searched.
 
 mod choose;
+mod divergence;
 mod held_out;
 mod kernel_times;
 mod measure;
 mod menu;
 mod target;
+mod weights;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -40,7 +44,7 @@ pub use held_out::Comparison;
 pub use kernel_times::{KernelTimes, Place, Shape};
 use measure::{Journal, LayerMeasures};
 pub use menu::{Family, Lines};
-pub use target::{Objective, Search, Target};
+pub use target::{LayerWeights, Objective, Search, Target};
 
 /// A text and the tokens it has.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +89,8 @@ pub struct Request<'a> {
     pub search: Search,
     /// What an error over several texts is.
     pub objective: Objective,
+    /// What an error in each layer counts.
+    pub layer_weights: LayerWeights,
     /// Whether budgets count tiles, or lines as MInference's format does.
     pub lines: Lines,
     /// Choose from this family alone.
@@ -125,6 +131,8 @@ pub struct Calibration {
     pub heads: Vec<Vec<Vec<SearchedHead>>>,
     /// By length.
     pub lengths: Vec<LengthResult>,
+    /// What an error in each layer counted; the mean is 1.
+    pub weights: Vec<f64>,
 }
 
 impl Calibration {
@@ -167,14 +175,18 @@ pub fn calibrate(
     let model = request.model;
     let plans: Vec<Plan> = request.lengths.iter().map(|&tokens| plan(request, tokens)).collect::<Result<_>>()?;
     let mut journal = Journal::open(request.journal, &identity(request, &plans))?;
+    let layers = model.config.layers;
+    let weights = match request.layer_weights {
+        LayerWeights::Equal => vec![1.0; layers],
+        LayerWeights::Measured => {
+            let tokens = weights::tokens(plans[0].tokens);
+            let mut session = session(request, tokens)?;
+            weights::measure(&mut session, tokens, &request.texts, &mut journal, observer, cancel)?
+        }
+    };
     let (mut heads, mut lengths) = (vec![], vec![]);
     for plan in &plans {
-        let options = SessionOptions {
-            kv: request.options.kv,
-            precision: request.options.precision,
-            ..SessionOptions::new(plan.tokens)
-        };
-        let mut session = Session::new(model, SessionOptions { attention: AttentionChoice::Dense, ..options })?;
+        let mut session = session(request, plan.tokens)?;
         let mut texts = vec![];
         for (number, text) in request.texts.iter().enumerate() {
             texts.push(measure::measure(
@@ -189,7 +201,7 @@ pub fn calibrate(
                 cancel,
             )?);
         }
-        let measured = Measured { request, plan, texts: &texts };
+        let measured = Measured { request, plan, texts: &texts, weights: &weights };
         let chosen = measured.choose(request.search, &|family| measured.offered(family));
         let picks = held_out::Picks::new(&measured, &chosen);
         let comparisons = held_out::compare(&mut session, &measured, &picks, observer, cancel)?;
@@ -204,8 +216,18 @@ pub fn calibrate(
         heads.push(found);
     }
     let file = file(request, &heads)?;
-    let calibration = Calibration { file, heads, lengths };
-    Ok(calibration)
+    Ok(Calibration { file, heads, lengths, weights })
+}
+
+/// A session that reads prompts of `tokens` with dense attention.
+fn session<'m>(request: &Request<'m>, tokens: usize) -> Result<Session<'m>> {
+    let options = SessionOptions {
+        kv: request.options.kv,
+        precision: request.options.precision,
+        attention: AttentionChoice::Dense,
+        ..SessionOptions::new(tokens)
+    };
+    Session::new(request.model, options)
 }
 
 /// Deletes the journal of a search whose pattern file is written.
@@ -289,6 +311,8 @@ struct Measured<'a> {
     request: &'a Request<'a>,
     plan: &'a Plan,
     texts: &'a [Vec<LayerMeasures>],
+    /// By layer.
+    weights: &'a [f64],
 }
 
 impl Measured<'_> {
@@ -320,16 +344,17 @@ impl Measured<'_> {
         }
     }
 
-    /// Error of a head under a candidate, relative to the length of its layer's output: what adds up over heads and layers.
+    /// Error of a head under a candidate, relative to the length of its layer's output and weighed: what adds up over heads and layers.
     fn error(&self, layer: usize, head: usize, candidate: usize) -> f64 {
         let of_text = |text: &Vec<LayerMeasures>| {
             let energy: f64 = text[layer].iter().map(|head| head[candidate].energy).sum();
             text[layer][head][candidate].error / energy.max(f64::MIN_POSITIVE)
         };
-        match self.request.objective {
+        let error = match self.request.objective {
             Objective::Mean => self.texts.iter().map(of_text).sum::<f64>() / self.texts.len() as f64,
             Objective::Worst => self.texts.iter().map(of_text).fold(0.0, f64::max),
-        }
+        };
+        self.weights[layer] * error
     }
 
     /// Whether a search may choose from a family.
@@ -433,6 +458,7 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
         "target": request.target.to_string(),
         "search": request.search,
         "objective": request.objective,
+        "layer_weights": request.layer_weights,
         "only": request.only,
         "device": request.device,
         "kernel": request.model.device().kernel(),

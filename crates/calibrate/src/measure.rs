@@ -46,12 +46,36 @@ struct Line {
     heads: Vec<HeadLine>,
 }
 
+/// What a coarse pattern did in one layer alone: error of the layer's attention output, relative, and divergence of the next tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Worth {
+    pub error: f64,
+    pub divergence: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WorthLine {
+    worth_of: (usize, usize),
+    #[serde(flatten)]
+    worth: Worth,
+}
+
+/// A line of the file after the first.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Entry {
+    Worth(WorthLine),
+    Layer(Line),
+}
+
 /// The file of finished layers.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     done: HashMap<Place, LayerMeasures>,
+    /// By text and layer.
+    worth: HashMap<(usize, usize), Worth>,
 }
 
 impl Journal {
@@ -70,7 +94,7 @@ impl Journal {
         // A process that was killed may have left half a line.
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let mut lines = text[..whole].lines().enumerate();
-        let mut done = HashMap::new();
+        let (mut done, mut worth) = (HashMap::new(), HashMap::new());
         if let Some((_, first)) = lines.next() {
             let began: Value = serde_json::from_str(first).map_err(|e| format(format!("line 1: {e}")))?;
             if began != *search {
@@ -81,13 +105,19 @@ impl Journal {
             }
         }
         for (number, line) in lines {
-            let line: Line = serde_json::from_str(line).map_err(|e| format(format!("line {}: {e}", number + 1)))?;
-            done.insert(line.place, line.heads.into_iter().map(read_head).collect());
+            match serde_json::from_str(line).map_err(|e| format(format!("line {}: {e}", number + 1)))? {
+                Entry::Layer(line) => {
+                    done.insert(line.place, line.heads.into_iter().map(read_head).collect());
+                }
+                Entry::Worth(line) => {
+                    worth.insert(line.worth_of, line.worth);
+                }
+            }
         }
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(io)?;
         file.set_len(whole as u64).map_err(io)?;
         std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(io)?;
-        let mut journal = Self { path: path.into(), file, done };
+        let mut journal = Self { path: path.into(), file, done, worth };
         if whole == 0 {
             journal.write(search)?;
         }
@@ -97,6 +127,18 @@ impl Journal {
     fn add(&mut self, place: Place, heads: LayerMeasures) -> Result<()> {
         self.write(&Line { place, heads: heads.iter().map(|candidates| write_head(candidates)).collect() })?;
         self.done.insert(place, heads);
+        Ok(())
+    }
+
+    /// What is known of a layer's worth from text `text`.
+    pub fn worth(&self, text: usize, layer: usize) -> Option<Worth> {
+        self.worth.get(&(text, layer)).copied()
+    }
+
+    /// Keeps what was measured of a layer's worth.
+    pub fn add_worth(&mut self, text: usize, layer: usize, worth: Worth) -> Result<()> {
+        self.write(&WorthLine { worth_of: (text, layer), worth })?;
+        self.worth.insert((text, layer), worth);
         Ok(())
     }
 
@@ -190,8 +232,11 @@ mod tests {
         let mut journal = Journal::open(&path, &search).unwrap();
         assert_eq!((journal.done.len(), &journal.done[&place]), (1, &measures));
         journal.add(Place { layer: 2, ..place }, measures.clone()).unwrap();
+        let worth = Worth { error: 0.5, divergence: 1e-9 };
+        journal.add_worth(1, 0, worth).unwrap();
         drop(journal);
-        assert_eq!(Journal::open(&path, &search).unwrap().done.len(), 2);
+        let journal = Journal::open(&path, &search).unwrap();
+        assert_eq!((journal.done.len(), journal.worth(1, 0), journal.worth(0, 1)), (2, Some(worth), None));
 
         let other = Journal::open(&path, &json!({ "model": "n" })).unwrap_err().to_string();
         assert!(other.contains("x.partial") && other.contains("another model"), "{other}");

@@ -15,7 +15,7 @@ pub enum Target {
     Time(f64),
     /// A share of dense attention's key tiles.
     Density(f64),
-    /// Squared error of the attention output relative to its squared length, mean over layers.
+    /// Squared error of the attention output relative to its squared length, mean over layers, which count by their weights.
     Error(f64),
 }
 
@@ -80,6 +80,17 @@ pub enum Objective {
     Mean,
     /// That of the text with the largest.
     Worst,
+}
+
+/// What an error of a layer's attention output counts in the sum over layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerWeights {
+    /// What it was measured to do to the model's next tokens.
+    #[default]
+    Measured,
+    /// The same in every layer.
+    Equal,
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use speedread_attention::{Kernel, Pattern, PatternFile};
-use speedread_calibrate::{KernelTimes, Lines, Objective, Place, Request, Search, Shape, Target, Text, calibrate};
+use speedread_calibrate::{
+    KernelTimes, LayerWeights, Lines, Objective, Place, Request, Search, Shape, Target, Text, calibrate,
+};
 use speedread_engine::device::DeviceChoice;
 use speedread_engine::model::{Model, ModelOptions};
 use speedread_engine::session::{AttentionChoice, Session, SessionOptions};
@@ -46,6 +48,7 @@ fn request<'a>(model: &'a Model, [times, journal]: &'a [PathBuf; 2]) -> Request<
         target: Target::Time(0.6),
         search: Search::Global,
         objective: Objective::Mean,
+        layer_weights: LayerWeights::Measured,
         lines: Lines::Tiles,
         only: None,
         ablate: true,
@@ -71,7 +74,15 @@ fn a_search_on_a_device_ends_in_patterns_that_it_reads_with() {
         all.into_iter().chain([times.vertical_slash_index, times.block_sparse_index]).all(|t| t > 0.0),
         "{times:?}"
     );
+    assert!(
+        (found.weights.iter().sum::<f64>() - 2.0).abs() < 1e-9 && found.weights[0] != found.weights[1],
+        "{:?}",
+        found.weights
+    );
     let comparisons = &found.lengths[0].comparisons;
+    let divergence = |of: &str| comparisons.iter().find(|c| c.name.starts_with(of)).and_then(|c| c.divergence);
+    assert!(divergence("searched, global").is_some_and(|nats| nats > 0.0 && nats.is_finite()), "{comparisons:?}");
+    assert_eq!(divergence("static"), None);
     assert!(comparisons.iter().any(|c| c.name.starts_with("static")), "{comparisons:?}");
     assert!(
         comparisons.iter().all(|c| c.time.is_finite() && c.error.is_finite() && c.recall <= 1.001),

@@ -265,18 +265,34 @@ impl<'m> Session<'m> {
         cancel: &AtomicBool,
         rows: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<PrefillReport> {
+        self.prefill_logits_of(ids, std::slice::from_ref(&(0..ids.len())), observer, cancel, rows)
+    }
+
+    /// As [`prefill_all_logits`](Self::prefill_all_logits), for the positions of some ascending ranges alone.
+    pub fn prefill_logits_of(
+        &mut self,
+        ids: &[u32],
+        wanted: &[std::ops::Range<usize>],
+        observer: &mut dyn FnMut(Progress),
+        cancel: &AtomicBool,
+        rows: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<PrefillReport> {
         let began = Instant::now();
         let vocab = self.model.config.vocab;
         let mut buffer = vec![0.0; LOGITS_BLOCK.min(ids.len()) * vocab];
         let mut last = vec![];
         let (parts, reports) = self.run(ids, None, observer, cancel, &mut |session, chunk| {
-            for block in blocks(chunk.len(), LOGITS_BLOCK) {
-                let out = &mut buffer[..block.len() * vocab];
-                session.runner.logits(block.clone(), out)?;
-                rows(chunk.start + block.start, out);
-                last = out[out.len() - vocab..].to_vec();
+            for range in wanted {
+                let (first, end) = (range.start.max(chunk.start), range.end.min(chunk.end));
+                for block in blocks(end.saturating_sub(first), LOGITS_BLOCK) {
+                    let from = first + block.start;
+                    let out = &mut buffer[..block.len() * vocab];
+                    session.runner.logits(from - chunk.start..from - chunk.start + block.len(), out)?;
+                    rows(from, out);
+                }
             }
-            Ok(())
+            last.resize(vocab, 0.0);
+            session.runner.logits(chunk.len() - 1..chunk.len(), &mut last)
         })?;
         self.logits = last;
         self.len += ids.len();

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use speedread_calibrate::{Family, Objective, Search, Target};
+use speedread_calibrate::{Family, LayerWeights, Objective, Search, Target};
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::session::Precision;
 
@@ -40,6 +40,9 @@ pub struct CalibrateArgs {
     /// What counts over several texts: the mean error, or the worst
     #[arg(long, value_name = "WHAT", default_value = "mean", value_parser = parse_objective)]
     pub objective: Objective,
+    /// What an error in a layer counts: what it was measured to do to the model's next tokens (measured), or in every layer the same (equal)
+    #[arg(long, value_name = "HOW", default_value = "measured", value_parser = parse_layer_weights)]
+    pub layer_weights: LayerWeights,
     /// Choose from one kind of pattern alone: a-shape, vertical-slash, slash, block-sparse
     #[arg(long, value_name = "KIND", value_parser = parse_kind)]
     pub only: Option<Family>,
@@ -93,6 +96,14 @@ fn parse_kind(text: &str) -> Result<Family, String> {
     let kinds = || Family::ALL.into_iter().filter(|&family| family != Family::Dense);
     let names = || kinds().map(Family::name).collect::<Vec<_>>().join(", ");
     kinds().find(|kind| kind.name() == text).ok_or_else(|| format!("kinds of patterns are: {}", names()))
+}
+
+fn parse_layer_weights(text: &str) -> Result<LayerWeights, String> {
+    match text {
+        "measured" => Ok(LayerWeights::Measured),
+        "equal" => Ok(LayerWeights::Equal),
+        _ => Err("layers are weighed: measured, equal".into()),
+    }
 }
 
 fn parse_objective(text: &str) -> Result<Objective, String> {

@@ -55,6 +55,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         target: args.target,
         search: args.search,
         objective: args.objective,
+        layer_weights: args.layer_weights,
         lines: match args.format {
             Format::Speedread => Lines::Tiles,
             Format::Minference => Lines::Lines,
@@ -98,7 +99,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
             "target": args.target.to_string(), "search": args.search, "objective": args.objective, "only": args.only,
             "query_tiles": args.query_tiles, "threads": rayon::current_num_threads(), "device": device,
             "kernel": super::kernel(&model, args.precision), "seconds": began.elapsed().as_secs_f64(),
-            "lengths": found.lengths, "patterns": args.output,
+            "layer_weights": args.layer_weights, "weights": found.weights, "lengths": found.lengths, "patterns": args.output,
         }));
     }
     for length in &found.lengths {
@@ -140,17 +141,18 @@ fn print(length: &LengthResult) {
     if !length.comparisons.is_empty() {
         let width = length.comparisons.iter().map(|c| c.name.len()).max().unwrap_or(0);
         println!(
-            "\n  {:<width$} {:>8} {:>8} {:>9} {:>8}  text",
-            "on other texts", "time", "density", "error", "recall"
+            "\n  {:<width$} {:>8} {:>8} {:>9} {:>8} {:>11}  text",
+            "on other texts", "time", "density", "error", "recall", "divergence"
         );
         for c in &length.comparisons {
             println!(
-                "  {:<width$} {:>6.1} % {:>6.1} % {:>9.5} {:>6.2} %  {}",
+                "  {:<width$} {:>6.1} % {:>6.1} % {:>9.5} {:>6.2} % {:>11}  {}",
                 c.name,
                 100.0 * c.time,
                 100.0 * c.density,
                 c.error,
                 100.0 * c.recall,
+                report::nats(c.divergence),
                 c.text
             );
         }

@@ -36,11 +36,18 @@ pub fn map(found: &Calibration) -> Canvas {
     draw_all(&maps.collect::<Vec<_>>())
 }
 
+/// A divergence in nats; nothing where none was measured.
+pub fn nats(divergence: Option<f64>) -> String {
+    divergence.map_or(String::new(), |nats| format!("{nats:.5}"))
+}
+
 /// Everything that was found.
 pub fn markdown(found: &Calibration, model: &str, target: Target) -> String {
     let mut text = format!("# Patterns of {model}\n\nTarget: {target}.\n");
     // Writing to a string does not fail.
     let mut line = |what: std::fmt::Arguments<'_>| text.write_fmt(format_args!("{what}\n")).unwrap_or_default();
+    let weights: Vec<String> = found.weights.iter().map(|weight| format!("{weight:.2}")).collect();
+    line(format_args!("\nWhat an error in each layer counted, first to last: {}.", weights.join(", ")));
     for (layers, length) in found.heads.iter().zip(&found.lengths) {
         line(format_args!("\n## Prompts of {} tokens\n", length.tokens));
         line(format_args!("| pattern | heads |\n|---|---|"));
@@ -49,11 +56,16 @@ pub fn markdown(found: &Calibration, model: &str, target: Target) -> String {
         }
         if !length.comparisons.is_empty() {
             line(format_args!("\nOn texts the search has not seen (time and density relative to dense attention):\n"));
-            line(format_args!("| patterns | text | time | density | error | recall |\n|---|---|---|---|---|---|"));
+            line(format_args!(
+                "| patterns | text | time | density | error | recall | divergence |\n|---|---|---|---|---|---|---|"
+            ));
             for c in &length.comparisons {
                 let (time, density, recall) = (100.0 * c.time, 100.0 * c.density, 100.0 * c.recall);
                 let (name, from, error) = (&c.name, &c.text, c.error);
-                line(format_args!("| {name} | {from} | {time:.1} % | {density:.1} % | {error:.5} | {recall:.2} % |"));
+                let nats = nats(c.divergence);
+                line(format_args!(
+                    "| {name} | {from} | {time:.1} % | {density:.1} % | {error:.5} | {recall:.2} % | {nats} |"
+                ));
             }
         }
         line(format_args!("\nHeads by the squared error of their output, relative:\n\n| error | heads |\n|---|---|"));
@@ -104,6 +116,7 @@ mod tests {
             file: PatternFile::MInference(MInferenceFile { layers: vec![] }),
             heads: vec![vec![vec![head("block-sparse:9", 0.5), head("a-shape:64,640", 0.002)]]],
             lengths: vec![length],
+            weights: vec![1.0],
         };
         let text = markdown(&found, "tiny", Target::Default);
         assert!(text.contains("| 0 | 0 | block-sparse:9 | 0.50000 | 50.00 % | 25.0 % |"), "{text}");
