@@ -256,6 +256,8 @@ impl Exchange {
         let queries = q.bf16(0..rows)?;
         if heads.padded == heads.dim {
             if self.out.as_ref().is_none_or(|out| out.len() != q.len()) {
+                // The old one goes first: plans count one.
+                self.out = None;
                 self.out = Some(stream.alloc(q.len())?);
             }
             let out = self.out.as_mut().ok_or_else(no_output)?;
@@ -263,6 +265,7 @@ impl Exchange {
         }
         let len = rows * heads.count * heads.padded;
         if self.padded.as_ref().is_none_or(|[to, _]| to.len() < len) {
+            self.padded = None;
             self.padded = Some([stream.alloc(len)?, stream.alloc(len)?]);
         }
         let [to, out] = self.padded.as_mut().ok_or_else(no_output)?;
