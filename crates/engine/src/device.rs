@@ -262,6 +262,8 @@ pub(crate) trait Run: Send {
     fn decode(&mut self, id: u32, position: usize, rotary: (&[f64], f64)) -> Result<()>;
     /// The logits of some rows of the last pass, at most a block; `out` is `[rows, vocabulary]`.
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+    /// The token of the largest logit of the last pass's first row, if the device chooses: [`Backend::likeliest`].
+    fn likeliest(&mut self) -> Result<Option<u32>>;
 }
 
 /// A decoder with the buffers and the cache of one session.
@@ -297,6 +299,10 @@ impl<B: Backend> Run for Runner<'_, B> {
 
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.decoder.logits(&mut self.backend, &mut self.work, rows, out)
+    }
+
+    fn likeliest(&mut self) -> Result<Option<u32>> {
+        self.decoder.likeliest(&mut self.backend, &mut self.work)
     }
 }
 

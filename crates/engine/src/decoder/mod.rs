@@ -315,4 +315,10 @@ impl<B: Backend> Decoder<B> {
         backend.rms_norm(&work.x, rows, &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
         backend.logits(self.weights.output(), &work.normed, count, out)
     }
+
+    /// The token of the largest logit of the first row of the last pass, if the device chooses: [`Backend::likeliest`].
+    pub(crate) fn likeliest(&self, backend: &mut B, work: &mut Workspace<B>) -> Result<Option<u32>> {
+        backend.rms_norm(&work.x, 0..1, &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
+        backend.likeliest(self.weights.output(), &work.normed)
+    }
 }

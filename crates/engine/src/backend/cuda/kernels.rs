@@ -3,6 +3,7 @@
 use half::bf16;
 use speedread_cuda::{Device, Error, Function, KernelArg, Launch, Plain, Stream, View, ViewMut};
 
+use super::logits::LikeliestKernels;
 use super::rope::RopeKernels;
 
 macro_rules! image {
@@ -10,6 +11,7 @@ macro_rules! image {
         include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
     };
 }
+pub(super) use image;
 
 static ELEMENTWISE: &[u8] = image!("elementwise");
 static NORM: &[u8] = image!("norm");
@@ -37,6 +39,7 @@ pub(super) struct Kernels {
     rms_norm: Function,
     rms_norm_in_place: Function,
     pub rope: RopeKernels,
+    pub likeliest: LikeliestKernels,
     matvec_bf16: Function,
     matvec_f32: Function,
     random_weights: Function,
@@ -101,6 +104,7 @@ impl Kernels {
             rms_norm: norm.overlapping("rms_norm")?,
             rms_norm_in_place: norm.overlapping("rms_norm_in_place")?,
             rope: RopeKernels::load(device)?,
+            likeliest: LikeliestKernels::load(device)?,
             matvec_bf16: matvec.overlapping("matvec_bf16")?,
             matvec_f32: matvec.overlapping("matvec_f32")?,
             random_weights: random?.function("random_weights", 0)?,
