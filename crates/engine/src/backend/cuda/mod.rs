@@ -7,6 +7,7 @@ mod attention;
 mod buffers;
 mod cache;
 mod clock;
+mod compare;
 mod context;
 mod kernels;
 mod logits;
