@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Bytes of a run, by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The weights: on the CPU as quantised as they are, mapped from the file; on a CUDA device in bf16.
+    /// The weights: on the CPU as quantised as in their file, which is mapped; on CUDA devices in bf16, whatever the file holds.
     pub weights: u64,
     /// The key/value cache at its full capacity.
     pub kv: u64,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use golden::{cuda_device, prompt, tiny, write_folder};
 use speedread_attention::Pattern;
 use speedread_engine::Error;
-use speedread_engine::device::{DeviceChoice, DeviceKind};
+use speedread_engine::device::{DeviceChoice, DeviceKind, Needs};
 use speedread_engine::generate::generate;
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::model::{Model, ModelOptions};
@@ -275,4 +275,52 @@ fn a_device_that_is_not_there_is_an_error_and_auto_takes_another() {
         // Which of the two is for the device to say; silence is not allowed.
         _ => assert!((auto.device() == DeviceKind::Cuda) == auto.device_note().is_none()),
     }
+}
+
+/// What a CUDA device would refuse later decides an automatic choice, which says why; who asks for the device gets the refusal.
+#[test]
+fn an_automatic_choice_minds_what_is_asked_for() {
+    let Some(device) = cuda_device() else { return };
+    let needs = |kv, precision, tokens| Needs { kv, precision, tokens };
+    let (exact, usual) = (Precision::F32, Precision::default());
+    for (name, needs, reason) in [
+        ("llama2", Needs::default(), None),
+        ("llama2", needs(Some(KvType::Fp8), usual, None), None),
+        ("llama2", needs(Some(KvType::F16), usual, None), Some("--kv f16")),
+        ("llama2", needs(None, exact, None), Some("--precision f32")),
+        ("mistral-window", Needs::default(), Some("nearest")),
+        ("mistral-window", needs(None, usual, Some(10)), None),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write_folder(&tiny(name), folder.path());
+        let open = |device| Model::open(folder.path(), &ModelOptions { device, needs, ..ModelOptions::default() });
+        let auto = open(DeviceChoice::Auto).unwrap();
+        let expected = if reason.is_some() { DeviceKind::Cpu } else { DeviceKind::Cuda };
+        assert_eq!(auto.device(), expected, "{name}, {needs:?}");
+        match (auto.device_note(), reason) {
+            (None, None) => {}
+            (Some(note), Some(reason)) => assert!(note.starts_with("on the CPU") && note.contains(reason), "{note}"),
+            other => panic!("{name}, {needs:?}: {other:?}"),
+        }
+        let options = SessionOptions { kv: needs.kv, precision: needs.precision, ..dense(needs.tokens.unwrap_or(60)) };
+        Session::new(&auto, options.clone()).unwrap();
+        let asked_for = open(device).unwrap();
+        assert_eq!((asked_for.device(), asked_for.device_note()), (DeviceKind::Cuda, None));
+        assert_eq!(Session::new(&asked_for, options).is_err(), reason.is_some(), "{name}, {needs:?}");
+    }
+}
+
+#[test]
+fn loading_can_be_interrupted() {
+    let Some(device) = cuda_device() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(&tiny("phi3"), folder.path());
+    let stop = AtomicBool::new(true);
+    for device in [device, DeviceChoice::Cpu] {
+        let options = ModelOptions { device, cancel: Some(&stop), ..ModelOptions::default() };
+        assert!(matches!(Model::open(folder.path(), &options), Err(Error::Cancelled)));
+        assert!(matches!(Model::synthetic("qwen2.5-0.5b", &options), Err(Error::Cancelled)));
+    }
+    stop.store(false, Ordering::Relaxed);
+    Model::open(folder.path(), &ModelOptions { device, cancel: Some(&stop), ..ModelOptions::default() }).unwrap();
 }

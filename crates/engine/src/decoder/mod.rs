@@ -102,7 +102,7 @@ pub(crate) fn blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usi
     (0..count).map(move |i| rows * i / count..rows * (i + 1) / count)
 }
 
-fn check(cancel: Option<&AtomicBool>) -> Result<()> {
+pub(super) fn check(cancel: Option<&AtomicBool>) -> Result<()> {
     match cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
         true => Err(Error::Cancelled),
         false => Ok(()),
@@ -110,11 +110,16 @@ fn check(cancel: Option<&AtomicBool>) -> Result<()> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Takes the weights to the device.
-    pub(crate) fn load(config: &ModelConfig, source: &Source<'_>, backend: &B) -> Result<Self> {
+    /// Takes the weights to the device; `cancel` is looked at between them.
+    pub(crate) fn load(
+        config: &ModelConfig,
+        source: &Source<'_>,
+        backend: &B,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Self> {
         let weights = match source {
-            Source::Files(weights) => DecoderWeights::load(config, weights, backend)?,
-            Source::Random => DecoderWeights::synthetic(config, backend)?,
+            Source::Files(weights) => DecoderWeights::load(config, weights, backend, cancel)?,
+            Source::Random => DecoderWeights::synthetic(config, backend, cancel)?,
         };
         Ok(Self { config: config.clone(), weights })
     }

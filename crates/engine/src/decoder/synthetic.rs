@@ -1,5 +1,8 @@
 //! Weights of models that are only timed: see [`crate::synthetic`].
 
+use std::sync::atomic::AtomicBool;
+
+use super::check;
 use super::weights::{DecoderWeights, LayerWeights};
 use crate::Result;
 use crate::backend::Backend;
@@ -10,11 +13,13 @@ use crate::synthetic;
 struct Maker<'a, B> {
     backend: &'a B,
     next: u64,
+    cancel: Option<&'a AtomicBool>,
 }
 
 impl<B: Backend> Maker<'_, B> {
     /// A matrix that keeps the size of what it is given, times `gain`.
     fn linear(&mut self, rows: usize, columns: usize, gain: f32, bias: Option<Vec<f32>>) -> Result<B::Linear> {
+        check(self.cancel)?;
         // Evenly spread numbers up to r have the variance r^2 / 3.
         let range = gain * (3.0 / columns as f32).sqrt();
         let first = self.next;
@@ -33,8 +38,8 @@ impl<B: Backend> Maker<'_, B> {
 
 impl<B: Backend> DecoderWeights<B> {
     /// Random weights for a configuration.
-    pub(crate) fn synthetic(config: &ModelConfig, backend: &B) -> Result<Self> {
-        let mut make = Maker { backend, next: 0 };
+    pub(crate) fn synthetic(config: &ModelConfig, backend: &B, cancel: Option<&AtomicBool>) -> Result<Self> {
+        let mut make = Maker { backend, next: 0, cancel };
         let (hidden, q_dim, kv_dim, ff) = (config.hidden, config.q_dim(), config.kv_dim(), config.feed_forward);
         // Embeddings of size one in every component.
         let embedding = make.linear(config.vocab, hidden, (hidden as f32).sqrt(), None)?;

@@ -5,9 +5,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
+use super::check;
 use crate::backend::Backend;
 use crate::config::{ModelConfig, Naming};
 use crate::weights::{Matrix, Weights};
@@ -79,6 +81,7 @@ struct Loader<'a, B> {
     bytes: Cell<u64>,
     parameters: Cell<u64>,
     norms: RefCell<Sha256>,
+    cancel: Option<&'a AtomicBool>,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -96,6 +99,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn matrix(&self, layer: Option<usize>, part: Part, rows: usize, cols: usize) -> Result<Matrix> {
+        check(self.cancel)?;
         let name = self.name(layer, part, "weight");
         let matrix = self.weights.matrix(&name)?;
         if (matrix.rows(), matrix.cols()) != (rows, cols) {
@@ -216,7 +220,12 @@ impl<B: Backend> Loader<'_, B> {
 
 impl<B: Backend> DecoderWeights<B> {
     /// Takes the weights of a model.
-    pub(crate) fn load(config: &ModelConfig, weights: &Weights, backend: &B) -> Result<Self> {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        backend: &B,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Self> {
         let loader = Loader {
             weights,
             backend,
@@ -225,6 +234,7 @@ impl<B: Backend> DecoderWeights<B> {
             bytes: Cell::new(0),
             parameters: Cell::new(0),
             norms: RefCell::default(),
+            cancel,
         };
         let (vocab, hidden) = (config.vocab, config.hidden);
         let tied = config.tied_embeddings.unwrap_or_else(|| !loader.has(None, OUTPUT));
