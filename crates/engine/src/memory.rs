@@ -348,7 +348,7 @@ mod tests {
         let audited = SessionOptions { audit_rows: Some(64), ..plain.clone() };
         // A number of 4 bytes for each row and head, and at most what dense attention's lists take.
         let more = on_device(&audited).scratch - on_device(&plain).scratch;
-        assert!((14 * 4 << 17..2 * 14 * 4 << 17).contains(&more), "{more}");
+        assert!(((14 * 4) << 17..(2 * 14 * 4) << 17).contains(&more), "{more}");
         let always = SessionOptions { dense_fallback: false, ..plain.clone() };
         // At least the gathered columns of each head: keys and values of 64 components.
         let more = on_device(&always).scratch - on_device(&plain).scratch;

@@ -15,6 +15,7 @@ use speedread_attention::{Heads, Options};
 use crate::backend::{AtLayer, Backend, BlockSize, HeadShape, PassReport, Phase, Product, Role, Seen};
 use crate::config::ModelConfig;
 use crate::device::Source;
+use crate::synthetic::SINKS;
 use crate::{Error, Result};
 use weights::{DecoderWeights, LayerWeights};
 
@@ -159,7 +160,7 @@ impl<B: Backend> Decoder<B> {
         let cancel = pass.options.cancel;
         backend.begin()?;
         backend.rotary(pass.rotary.0, pass.rotary.1, pass.start as u64, rows)?;
-        backend.embed(&self.weights.embedding, ids, &mut work.x)?;
+        self.embed(backend, work, ids, pass.start)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
             for block in blocks(rows, most) {
                 check(cancel)?;
@@ -200,13 +201,26 @@ impl<B: Backend> Decoder<B> {
         rotary: (&[f64], f64),
     ) -> Result<()> {
         backend.rotary(rotary.0, rotary.1, position as u64, 1)?;
-        backend.embed(&self.weights.embedding, &[id], &mut work.x)?;
+        self.embed(backend, work, &[id], position)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
             self.project(backend, work, cache, n, 0..1, position)?;
             backend.decode_attend(&mut work.q, cache, n, position + 1, self.config.window(n))?;
             self.feed(backend, work, layer, 0..1)?;
         }
         Ok(())
+    }
+
+    /// The residual stream of tokens from position `start` on, in front of the first layer.
+    fn embed(&self, backend: &mut B, work: &mut Workspace<B>, ids: &[u32], start: usize) -> Result<()> {
+        backend.embed(&self.weights.embedding, ids, &mut work.x)?;
+        match &self.weights.sinks {
+            Some(sinks) if start < SINKS => {
+                let end = SINKS.min(start + ids.len());
+                let positions: Vec<u32> = (start as u32..end as u32).collect();
+                backend.embed(sinks, &positions, &mut work.x)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Queries, keys and values of a block of rows; keys and values go to the cache.

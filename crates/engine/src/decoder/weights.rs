@@ -35,6 +35,8 @@ pub(crate) struct LayerWeights<B: Backend> {
 /// All weights.
 pub(crate) struct DecoderWeights<B: Backend> {
     pub embedding: B::Linear,
+    /// What stands for the embeddings of the first positions, whatever their tokens: in models that are only timed.
+    pub sinks: Option<B::Linear>,
     pub layers: Vec<LayerWeights<B>>,
     pub norm: B::Vector,
     /// `None` = the embedding.
@@ -247,7 +249,8 @@ impl<B: Backend> DecoderWeights<B> {
         loader.refuse_leftovers(tied)?;
         let (bytes, parameters) = (loader.bytes.get(), loader.parameters.get());
         let norms_hash = loader.norms.take().finalize().into();
-        Ok(Self { embedding, layers, norm, separate_output, bytes, parameters, lookup_only, norms_hash })
+        let sinks = None;
+        Ok(Self { embedding, sinks, layers, norm, separate_output, bytes, parameters, lookup_only, norms_hash })
     }
 
     /// The matrix that makes logits.
