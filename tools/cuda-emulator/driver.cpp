@@ -120,6 +120,8 @@ API cuMemFreeAsync(Address at, void*) {
   std::free(reinterpret_cast<void*>(at));
   return kSuccess;
 }
+API cuMemHostAlloc(void** at, size_t bytes, unsigned) { return (*at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096)) ? kSuccess : kOutOfMemory; }
+API cuMemFreeHost(void* at) { return std::free(at), kSuccess; }
 API cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void*) {
   if (const int status = checked(to, bytes)) return status;
   return std::memcpy(reinterpret_cast<void*>(to), from, bytes), kSuccess;

@@ -95,7 +95,7 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element, typenam
   const int64_t query_head = static_cast<int64_t>(kv_head) * p.group + first_head;
   const typename Cache::Stored* k = p.k + kv_head * p.k_head_stride;
   const typename Cache::Stored* v = p.v + kv_head * p.v_head_stride;
-  const int end = min(p.len, (split + 1) * p.split_keys);
+  const int end = static_cast<int>(min(static_cast<int64_t>(p.len), (split + static_cast<int64_t>(1)) * p.split_keys));
   overlap();
 
   // Rows g and g + 8 of A.

@@ -322,7 +322,7 @@ fn rows_off_their_alignment_are_refused() {
 #[test]
 fn memory_stays_small() {
     let shape = CallShape { rows: 1 << 20, start: 0, heads: 32, kv_heads: 8, dim: 128 };
-    let bytes = Workspace::bytes(&shape, &["vertical-slash-tiles:48,8".parse().unwrap(); 32]).unwrap();
+    let bytes = Workspace::bytes(&shape, &["vertical-slash-tiles:48,8".parse().unwrap(); 32], true).unwrap();
     assert!(bytes < 800 << 20, "{} MiB", bytes >> 20);
 }
 

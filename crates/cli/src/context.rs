@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use speedread_engine::device::Needs;
 use speedread_engine::model::Model;
 use speedread_engine::session::{PrefillReport, Session};
 use speedread_engine::{Error, hub};
@@ -57,14 +58,14 @@ pub fn find_model(name: &str, interrupt: &Interrupt) -> anyhow::Result<PathBuf> 
 }
 
 /// Finds and opens a model.
-pub fn open_model(args: &ModelArgs, interrupt: &Interrupt) -> anyhow::Result<Model> {
+pub fn open_model(args: &ModelArgs, needs: Needs, interrupt: &Interrupt) -> anyhow::Result<Model> {
     let path = find_model(&args.model, interrupt)?;
-    with_note(Model::open(&path, &args.options())?)
+    with_note(Model::open(&path, &args.options(needs, interrupt.flag()))?)
 }
 
 /// Makes a model of random weights.
-pub fn synthetic_model(shape: &str, args: &ModelArgs) -> anyhow::Result<Model> {
-    with_note(Model::synthetic(shape, &args.options())?)
+pub fn synthetic_model(shape: &str, args: &ModelArgs, needs: Needs, interrupt: &Interrupt) -> anyhow::Result<Model> {
+    with_note(Model::synthetic(shape, &args.options(needs, interrupt.flag()))?)
 }
 
 /// Says where the model runs, if that needs saying.

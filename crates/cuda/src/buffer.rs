@@ -51,6 +51,20 @@ impl<T: Plain> Buffer<T> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// Makes room for `len` elements, if there is less; what it held is lost then. The old memory goes first: plans count one of the two.
+    ///
+    /// # Errors
+    /// As for [`Stream::alloc`]; it holds nothing then.
+    pub fn grow(&mut self, len: usize) -> Result<(), Error> {
+        if self.len < len {
+            let stream = self.stream.clone();
+            *self = Self::new(&stream, 0)?;
+            *self = Self::new(&stream, len)?;
+        }
+        Ok(())
+    }
+
     /// All of it.
     pub fn view(&self) -> View<'_, T> {
         View { address: self.address, len: self.len, of: PhantomData }

@@ -19,6 +19,7 @@ mod device;
 mod error;
 mod launch;
 mod module;
+mod pinned;
 mod stream;
 mod tensor_map;
 
@@ -28,5 +29,6 @@ pub use device::Device;
 pub use error::Error;
 pub use launch::{KernelArg, Launch};
 pub use module::{Function, Module};
+pub use pinned::Pinned;
 pub use stream::{Event, Stream};
 pub use tensor_map::{Tensor, TensorElement, TensorMap};

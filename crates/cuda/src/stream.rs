@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaEvent, CudaStream, result, sys};
 
 use crate::error::Context;
-use crate::{Buffer, Error, Plain, View, ViewMut};
+use crate::{Buffer, Error, Pinned, Plain, View, ViewMut};
 
 /// A queue of work on a device, run in order. Clones are the same queue.
 #[derive(Debug, Clone)]
@@ -50,6 +50,14 @@ impl Stream {
         let mut buffer = self.alloc(data.len())?;
         self.write(data, buffer.view_mut())?;
         Ok(buffer)
+    }
+
+    /// Page-locked host memory of `len` elements, all zero.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when the host has no more memory to lock, [`Error::Size`] when the bytes do not fit 64 bits.
+    pub fn pinned<T: Plain>(&self, len: usize) -> Result<Pinned<T>, Error> {
+        Pinned::new(self, len)
     }
 
     /// Copies `data` to the device.

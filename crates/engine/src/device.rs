@@ -13,6 +13,7 @@ use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Pass, Workspace};
 use crate::kv_cache::{KvType, fp8_on_cpu};
 use crate::memory;
+use crate::model::ModelOptions;
 use crate::session::SessionOptions;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -72,6 +73,41 @@ impl std::fmt::Display for DeviceKind {
     }
 }
 
+/// What the sessions of a model will ask of its device, as far as that is known before it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Element type of the key/value cache; `None` = the device's own.
+    pub kv: Option<KvType>,
+    /// How exactly prefill multiplies.
+    pub precision: Precision,
+    /// Most tokens of a session; `None` = as many as the model can read.
+    pub tokens: Option<usize>,
+}
+
+impl Needs {
+    /// Why CUDA devices do not do this for a model; `None` where they do.
+    fn beyond_cuda(&self, config: &ModelConfig) -> Option<String> {
+        if self.precision == Precision::F32 {
+            return Some(F32_ON_CUDA.into());
+        }
+        if let Some(kind) = self.kv.filter(|&kind| DeviceKind::Cuda.check_kv(kind).is_err()) {
+            return Some(kv_on_cuda(kind));
+        }
+        let tokens = self.tokens.unwrap_or(config.context);
+        let window = config.sliding_window.filter(|window| window.tokens < tokens)?.tokens;
+        Some(format!(
+            "this model's queries see only the nearest {window} tokens, which CUDA devices do not support beyond that length, and it may \
+             read {tokens}; up to {window} tokens, prompt and answer, run with --device cuda"
+        ))
+    }
+}
+
+const F32_ON_CUDA: &str = "--precision f32: on CUDA devices products are bf16 with sums in f32";
+
+fn kv_on_cuda(kind: KvType) -> String {
+    format!("--kv {kind}: on CUDA devices keys and values are bf16, the type of the products, or FP8")
+}
+
 impl DeviceKind {
     /// Its attention kernel, whose tiles the budgets of patterns count.
     pub fn kernel(self) -> Kernel {
@@ -94,10 +130,9 @@ impl DeviceKind {
         match (self, kind) {
             (Self::Cpu, KvType::F32 | KvType::F16 | KvType::Bf16) | (Self::Cuda, KvType::Bf16 | KvType::Fp8) => Ok(()),
             (Self::Cpu, KvType::Fp8) => Err(fp8_on_cpu()),
-            (Self::Cuda, KvType::F32 | KvType::F16) => Err(Error::Request(format!(
-                "--kv {kind}: on CUDA devices keys and values are bf16, the type of the products, or FP8; use --kv bf16 or fp8, or \
-                 --device cpu"
-            ))),
+            (Self::Cuda, KvType::F32 | KvType::F16) => {
+                Err(Error::Request(format!("{}; use --kv bf16 or fp8, or --device cpu", kv_on_cuda(kind))))
+            }
         }
     }
 }
@@ -117,7 +152,11 @@ pub(crate) enum Source<'a> {
 
 impl Placed {
     /// Takes the weights to the device; also says why not to the one that would have been chosen.
-    pub fn load(choice: DeviceChoice, config: &ModelConfig, source: &Source<'_>) -> Result<(Self, Option<String>)> {
+    pub fn load(
+        options: &ModelOptions<'_>,
+        config: &ModelConfig,
+        source: &Source<'_>,
+    ) -> Result<(Self, Option<String>)> {
         let open = |ordinal| -> Result<CudaContext> {
             CudaContext::check(config)?;
             let context = CudaContext::open(ordinal)?;
@@ -132,18 +171,22 @@ impl Placed {
                 ))),
             }
         };
-        let (context, note) = match choice {
+        let (context, note) = match options.device {
             DeviceChoice::Cpu => (None, None),
             DeviceChoice::Cuda(ordinal) => (Some(open(ordinal)?), None),
             DeviceChoice::Auto if speedread_cuda::Device::count() == 0 => (None, None),
-            DeviceChoice::Auto => match open(0) {
-                Ok(context) => (Some(context), None),
-                Err(error) => (None, Some(format!("on the CPU, because the CUDA device cannot be used: {error}"))),
+            DeviceChoice::Auto => match options.needs.beyond_cuda(config) {
+                Some(reason) => (None, Some(format!("on the CPU, because of what was asked for: {reason}"))),
+                None => match open(0) {
+                    Ok(context) => (Some(context), None),
+                    Err(error) => (None, Some(format!("on the CPU, because the CUDA device cannot be used: {error}"))),
+                },
             },
         };
+        let cancel = options.cancel;
         let placed = match context {
-            None => Self::Cpu(Decoder::load(config, source, &CpuBackend::new(Precision::default()))?),
-            Some(context) => Self::Cuda(Decoder::load(config, source, &CudaBackend::new(&context)?)?, context),
+            None => Self::Cpu(Decoder::load(config, source, &CpuBackend::new(Precision::default()), cancel)?),
+            Some(context) => Self::Cuda(Decoder::load(config, source, &CudaBackend::new(&context)?, cancel)?, context),
         };
         Ok((placed, note))
     }
@@ -228,9 +271,7 @@ impl Placed {
             }
             Self::Cuda(decoder, context) => {
                 if options.precision == Precision::F32 {
-                    return Err(Error::Request(
-                        "--precision f32: on CUDA devices products are bf16 with sums in f32; use --device cpu".into(),
-                    ));
+                    return Err(Error::Request(format!("{F32_ON_CUDA}; use --device cpu")));
                 }
                 if let Some(window) = config.sliding_window.filter(|window| window.tokens < options.context) {
                     return Err(window_unsupported(window.tokens, options.context));
@@ -262,6 +303,8 @@ pub(crate) trait Run: Send {
     fn decode(&mut self, id: u32, position: usize, rotary: (&[f64], f64)) -> Result<()>;
     /// The logits of some rows of the last pass, at most a block; `out` is `[rows, vocabulary]`.
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+    /// The token of the largest logit of the last pass's first row, if the device chooses: [`Backend::likeliest`].
+    fn likeliest(&mut self) -> Result<Option<u32>>;
 }
 
 /// A decoder with the buffers and the cache of one session.
@@ -298,11 +341,40 @@ impl<B: Backend> Run for Runner<'_, B> {
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.decoder.logits(&mut self.backend, &mut self.work, rows, out)
     }
+
+    fn likeliest(&mut self) -> Result<Option<u32>> {
+        self.decoder.likeliest(&mut self.backend, &mut self.work)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SlidingWindow;
+
+    #[test]
+    fn an_automatic_choice_minds_what_sessions_need() {
+        let config = crate::synthetic::config("llama-3.2-1b").unwrap();
+        let beyond = |needs: Needs| needs.beyond_cuda(&config);
+        assert_eq!(beyond(Needs::default()), None);
+        for kind in [KvType::Bf16, KvType::Fp8] {
+            assert_eq!(beyond(Needs { kv: Some(kind), ..Needs::default() }), None);
+        }
+        assert!(beyond(Needs { kv: Some(KvType::F16), ..Needs::default() }).unwrap().starts_with("--kv f16"));
+        assert!(beyond(Needs { kv: Some(KvType::F32), ..Needs::default() }).unwrap().starts_with("--kv f32"));
+        let exact = Needs { precision: Precision::F32, ..Needs::default() };
+        assert!(beyond(exact).unwrap().starts_with("--precision f32"));
+
+        let window = Some(SlidingWindow { tokens: 4096, first_layer: 0 });
+        let config = ModelConfig { sliding_window: window, ..config };
+        let beyond = |tokens| Needs { tokens, ..Needs::default() }.beyond_cuda(&config);
+        assert_eq!(beyond(Some(4096)), None);
+        assert!(beyond(Some(4097)).unwrap().contains("it may read 4097"));
+        assert!(beyond(None).unwrap().contains("nearest 4096 tokens"));
+        // One that no prompt reaches is none.
+        let config = ModelConfig { context: 4096, ..config };
+        assert_eq!(Needs::default().beyond_cuda(&config), None);
+    }
 
     #[test]
     fn devices_parse_or_are_refused() {

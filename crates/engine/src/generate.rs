@@ -45,14 +45,16 @@ pub fn generate(
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Generation> {
     let began = Instant::now();
-    if session.logits().is_empty() {
+    let mut logits = session.logits()?.to_vec();
+    if logits.is_empty() {
         return Err(Error::Request("nothing to continue: read a prompt first".into()));
     }
     let eos = session.model().eos_ids();
     let mut stream = tokenizer.stream();
     let mut held = HeldBack::new(stop);
     let (mut ids, mut text) = (vec![], String::new());
-    let mut logits = session.logits().to_vec();
+    // What a greedy step has chosen already.
+    let mut chosen = None;
     let mut emit = |piece: &str| {
         if !piece.is_empty() {
             text.push_str(piece);
@@ -66,7 +68,10 @@ pub fn generate(
         if ids.len() == max_tokens {
             break FinishReason::Length;
         }
-        let id = sampler.sample(&mut logits, &ids)?;
+        let id = match chosen {
+            Some(id) => id,
+            None => sampler.sample(&mut logits, &ids)?,
+        };
         if eos.contains(&id) {
             break FinishReason::Stop;
         }
@@ -81,8 +86,12 @@ pub fn generate(
         if ids.len() == max_tokens || session.len() == session.options().context {
             break FinishReason::Length;
         }
-        logits.clear();
-        logits.extend_from_slice(session.decode(id)?);
+        if sampler.takes_likeliest() {
+            chosen = Some(session.decode_greedy(id)?);
+        } else {
+            logits.clear();
+            logits.extend_from_slice(session.decode(id)?);
+        }
     };
     if !held.stopped {
         // What the detokeniser still holds may complete a stop string too.

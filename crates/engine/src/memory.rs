@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Bytes of a run, by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The weights, as quantised as they are; mapped from the file.
+    /// The weights: on the CPU as quantised as in their file, which is mapped; on CUDA devices in bf16, whatever the file holds.
     pub weights: u64,
     /// The key/value cache at its full capacity.
     pub kv: u64,
@@ -75,8 +75,16 @@ impl MemoryPlan {
             dim: padded,
         };
         // Lengths and patterns that no kernel takes are refused elsewhere too.
-        let of_layer = |patterns: &Vec<Pattern>| Workspace::bytes(&shape, patterns).unwrap_or(u64::MAX);
-        let index = options.attention.distinct(config.heads, options.context).iter().map(of_layer).max().unwrap_or(0);
+        let of_layer =
+            |patterns: &Vec<Pattern>| Workspace::bytes(&shape, patterns, options.dense_fallback).unwrap_or(u64::MAX);
+        let mut layers = options.attention.distinct(config.heads, options.context);
+        // An audit runs every layer dense too, and keeps a log-sum-exp of each row and head.
+        let mut audit = 0;
+        if options.audit_rows.is_some() {
+            layers.push(vec![Pattern::Dense; config.heads]);
+            audit = (rows as u64).saturating_mul((config.heads * size_of::<f32>()) as u64);
+        }
+        let index = layers.iter().map(of_layer).max().unwrap_or(0);
         // Of an FP8 cache prefill's attention reads one layer at a time in bf16.
         let wide = match kv.kind {
             KvType::Fp8 => CacheShape { layers: 1, kind: KvType::Bf16, ..kv }.bytes().unwrap_or(u64::MAX),
@@ -93,6 +101,7 @@ impl MemoryPlan {
                 .saturating_add(RotaryTable::bytes(rows, config.rope.dim / 2))
                 .saturating_add((LOGITS_BLOCK * config.vocab * 4) as u64)
                 .saturating_add(index)
+                .saturating_add(audit)
                 .saturating_add(wide),
         }
     }
@@ -253,6 +262,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::session::AttentionChoice;
 
     /// Qwen2.5-0.5B.
     fn config() -> ModelConfig {
@@ -327,6 +337,22 @@ mod tests {
         assert!(error.contains("--chunk 262144"), "{error}");
         let error = check(&config(), WEIGHTS, &options, DeviceKind::Cuda, WEIGHTS).unwrap_err().to_string();
         assert!(error.contains("--device cpu"), "{error}");
+    }
+
+    #[test]
+    fn an_audit_and_patterns_without_a_fallback_count() {
+        let on_device = |options: &SessionOptions| MemoryPlan::new(&config(), WEIGHTS, options, DeviceKind::Cuda);
+        // So many tiles that dense attention costs less: with a fallback none of their lists are made.
+        let tiles = AttentionChoice::Uniform("vertical-slash-tiles:900,900".parse().unwrap());
+        let plain = SessionOptions { attention: tiles, ..SessionOptions::new(1 << 17) };
+        let audited = SessionOptions { audit_rows: Some(64), ..plain.clone() };
+        // A number of 4 bytes for each row and head, and at most what dense attention's lists take.
+        let more = on_device(&audited).scratch - on_device(&plain).scratch;
+        assert!(((14 * 4) << 17..(2 * 14 * 4) << 17).contains(&more), "{more}");
+        let always = SessionOptions { dense_fallback: false, ..plain.clone() };
+        // At least the gathered columns of each head: keys and values of 64 components.
+        let more = on_device(&always).scratch - on_device(&plain).scratch;
+        assert!(more > 900 * 128 * 14 * 2 * 64 * 2, "{more}");
     }
 
     #[test]

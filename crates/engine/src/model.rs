@@ -1,13 +1,14 @@
 //! A model on disk: weights, configuration, tokenizer and chat template.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
 use crate::backend::cuda::CudaContext;
 use crate::bandwidth;
 use crate::config::{ModelConfig, RopeTensors};
-use crate::device::{DeviceChoice, DeviceKind, Placed, Source};
+use crate::device::{DeviceChoice, DeviceKind, Needs, Placed, Source};
 use crate::gguf::GgufFile;
 use crate::kv_cache::{CacheShape, KvType};
 use crate::memory::MemoryPlan;
@@ -20,11 +21,15 @@ use crate::{Error, Result};
 
 /// Options of [`Model::open`].
 #[derive(Debug, Clone, Default)]
-pub struct ModelOptions {
+pub struct ModelOptions<'a> {
     /// Stretches the context.
     pub rope_scaling: Option<RopeScaling>,
     /// Where it is to run.
     pub device: DeviceChoice,
+    /// What its sessions will ask for: an automatic choice of the device minds it.
+    pub needs: Needs,
+    /// Ends the loading with [`Error::Cancelled`] when it becomes true; looked at between tensors.
+    pub cancel: Option<&'a AtomicBool>,
 }
 
 /// A model, ready for sessions.
@@ -86,13 +91,13 @@ impl std::fmt::Debug for Model {
 
 impl Model {
     /// Opens a GGUF file, or a Hugging Face folder (`config.json`, `tokenizer.json`, safetensors).
-    pub fn open(path: &Path, options: &ModelOptions) -> Result<Self> {
+    pub fn open(path: &Path, options: &ModelOptions<'_>) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
         let mut parts = if kind.is_dir() { Parts::from_folder(path)? } else { Parts::from_gguf(path)? };
         if let Some(scaling) = options.rope_scaling {
             parts.config.stretch(scaling)?;
         }
-        let (placed, device_note) = Placed::load(options.device, &parts.config, &Source::Files(&parts.weights))?;
+        let (placed, device_note) = Placed::load(options, &parts.config, &Source::Files(&parts.weights))?;
         let Parts { config, tokenizer, .. } = parts;
         let mut eos_ids = [&config.eos_ids, tokenizer.end_ids()].concat();
         eos_ids.sort_unstable();
@@ -102,16 +107,16 @@ impl Model {
     }
 
     /// A model of a real one's shape with random weights: one of [`synthetic::names`].
-    pub fn synthetic(name: &str, options: &ModelOptions) -> Result<Self> {
+    pub fn synthetic(name: &str, options: &ModelOptions<'_>) -> Result<Self> {
         Self::with_random_weights(synthetic::config(name)?, synthetic::path(name), options)
     }
 
     /// A model of any shape with random weights.
-    pub fn with_random_weights(mut config: ModelConfig, path: PathBuf, options: &ModelOptions) -> Result<Self> {
+    pub fn with_random_weights(mut config: ModelConfig, path: PathBuf, options: &ModelOptions<'_>) -> Result<Self> {
         if let Some(scaling) = options.rope_scaling {
             config.stretch(scaling)?;
         }
-        let (placed, device_note) = Placed::load(options.device, &config, &Source::Random)?;
+        let (placed, device_note) = Placed::load(options, &config, &Source::Random)?;
         let tokenizer = synthetic::tokenizer()?;
         Ok(Self { config, tokenizer, chat_template: None, placed, device_note, eos_ids: vec![], path })
     }

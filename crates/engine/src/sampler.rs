@@ -86,6 +86,12 @@ impl Sampler {
         &self.options
     }
 
+    /// Whether it always chooses the likeliest token, whatever came before: then nobody needs the other logits.
+    pub fn takes_likeliest(&self) -> bool {
+        let SamplerOptions { temperature, top_k, repetition_penalty, repetition_window, .. } = self.options;
+        (temperature == 0.0 || top_k == 1) && (repetition_penalty == 1.0 || repetition_window == 0)
+    }
+
     /// Chooses from logits, one per token; `recent` are the latest tokens, the newest last. The repetition penalty is
     /// applied to `logits` in place. Of equally likely tokens the one with the lowest id counts as likelier.
     ///
@@ -160,7 +166,8 @@ impl Sampler {
     }
 }
 
-fn likeliest(logits: &[f32]) -> Result<u32> {
+/// The token of the largest logit, the lowest of equals.
+pub(crate) fn likeliest(logits: &[f32]) -> Result<u32> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in (0..).zip(logits) {
         if logit.is_nan() || logit == f32::INFINITY {
@@ -294,6 +301,16 @@ mod tests {
     fn greedy_takes_the_lowest_id_of_equals() {
         let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
         assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, 1.0, 2.0, 2.0], &[]).unwrap(), 2);
+    }
+
+    #[test]
+    fn who_needs_no_other_logits_says_so() {
+        let takes_likeliest = |options| Sampler::new(options).unwrap().takes_likeliest();
+        let greedy = SamplerOptions::default();
+        assert!(takes_likeliest(greedy) && takes_likeliest(SamplerOptions { top_k: 1, ..PLAIN }));
+        let penalised = SamplerOptions { repetition_penalty: 1.1, ..greedy };
+        assert!(!takes_likeliest(PLAIN) && !takes_likeliest(penalised));
+        assert!(takes_likeliest(SamplerOptions { repetition_window: 0, ..penalised }));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub use crate::layer_attention::LayerAttention;
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
 pub use crate::report::{PrefillReport, Progress};
+use crate::sampler::likeliest;
 use crate::{Error, Result};
 
 /// Which keys each query head looks at.
@@ -172,6 +173,8 @@ pub struct Session<'m> {
     frequencies: (Vec<f64>, f64),
     len: usize,
     logits: Vec<f32>,
+    /// The logits are still to be made, of the row that a greedy step has left on the device.
+    logits_unread: bool,
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -197,6 +200,7 @@ impl<'m> Session<'m> {
             options,
             len: 0,
             logits: vec![],
+            logits_unread: false,
         })
     }
 
@@ -225,16 +229,24 @@ impl<'m> Session<'m> {
         self.len == 0
     }
 
-    /// The logits of the last position; empty before the first prefill and after [`truncate`](Self::truncate).
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
+    /// The logits of the last position; empty before the first prefill, after [`truncate`](Self::truncate) and after a step that failed.
+    ///
+    /// # Errors
+    /// Those of the device: after [`decode_greedy`](Self::decode_greedy) they are copied from it now.
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        if self.logits_unread {
+            self.logits.resize(self.model.config.vocab, 0.0);
+            self.runner.logits(0..1, &mut self.logits)?;
+            self.logits_unread = false;
+        }
+        Ok(&self.logits)
     }
 
     /// Forgets everything after the first `len` tokens. The next call must be a prefill.
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
             self.len = len;
-            self.logits.clear();
+            self.forget_logits();
         }
     }
 
@@ -343,18 +355,49 @@ impl<'m> Session<'m> {
 
     /// Reads one token and returns the logits after it.
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.step(id, |runner, logits| runner.logits(0..1, logits))?;
+        Ok(&self.logits)
+    }
+
+    /// Reads one token and returns the likeliest after it, as a greedy sampler chooses. Where the device chooses, the logits stay there until
+    /// [`logits`](Self::logits) asks for them.
+    pub fn decode_greedy(&mut self, id: u32) -> Result<u32> {
+        let (chosen, unread) = self.step(id, |runner, logits| match runner.likeliest()? {
+            Some(chosen) => Ok((chosen, true)),
+            // Of numbers out of range this says which.
+            None => runner.logits(0..1, logits).and_then(|()| Ok((likeliest(logits)?, false))),
+        })?;
+        self.logits_unread = unread;
+        Ok(chosen)
+    }
+
+    /// Runs one token; `end` takes what is wanted after it, with room for logits.
+    fn step<T: Send>(
+        &mut self,
+        id: u32,
+        end: impl FnOnce(&mut (dyn Run + 'm), &mut [f32]) -> Result<T> + Send,
+    ) -> Result<T> {
         self.check_request(&[id])?;
         let rotary = (&self.frequencies.0[..], self.frequencies.1);
-        let (runner, logits) = (&mut self.runner, &mut self.logits);
-        let (position, vocab) = (self.len, self.model.config.vocab);
+        let (runner, logits) = (&mut *self.runner, &mut self.logits);
+        let position = self.len;
+        logits.resize(self.model.config.vocab, 0.0);
         // Inside the thread pool: a step is hundreds of small parallel loops, and each would be handed over to the pool by itself.
-        rayon::scope(|_| {
+        let ended = rayon::scope(|_| {
             runner.decode(id, position, rotary)?;
-            logits.resize(vocab, 0.0);
-            runner.logits(0..1, logits)
-        })?;
-        self.len += 1;
-        Ok(&self.logits)
+            end(runner, logits)
+        });
+        self.logits_unread = false;
+        match ended {
+            Ok(_) => self.len += 1,
+            Err(_) => self.forget_logits(),
+        }
+        ended
+    }
+
+    fn forget_logits(&mut self) {
+        self.logits.clear();
+        self.logits_unread = false;
     }
 
     fn check_request(&self, ids: &[u32]) -> Result<()> {
@@ -388,6 +431,8 @@ impl<'m> Session<'m> {
         after: &mut dyn FnMut(&mut Self, std::ops::Range<usize>) -> Result<()>,
     ) -> Result<(Seconds, Vec<Vec<Vec<HeadReport>>>)> {
         self.check_request(ids)?;
+        // A pass that fails leaves them as they were, but not what they are made of.
+        self.logits()?;
         let (layers, heads) = (self.model.config.layers, self.model.config.heads);
         let step = self.options.chunk_rows();
         let chunks = ids.len().div_ceil(step);

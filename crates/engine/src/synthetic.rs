@@ -1,8 +1,9 @@
 //! Models of real shapes with random weights, for timing where the weights cannot be had. What they answer is noise.
 //!
 //! Their heads are made to look like real ones where that decides which keys a sparse pattern keeps: biases on queries and keys make
-//! every head prefer a distance (a slash; for half of the heads its neighbourhood), and some tokens, wherever they stand (verticals).
-//! Attention sinks are not imitated.
+//! every head prefer a distance (a slash; for half of the heads its neighbourhood), and some tokens, wherever they stand (verticals). The
+//! first tokens are attention sinks, in the way of real models: one component of their residual stream is far larger than all others, so
+//! that every layer's norm leaves little but that, and their keys are the same whatever the tokens are, which queries' biases ask for.
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use crate::config::{Architecture, ModelConfig, Naming};
 use crate::gguf::{Array, Metadata, Value};
 use crate::rope::{RopeConfig, RopeLayout, RopeVariant};
 use crate::tokenizer::Tokenizer;
+use crate::weights::Matrix;
 use crate::{Error, Result};
 
 /// A row of the table of shapes.
@@ -140,19 +142,42 @@ const SLASH_SCORE: f64 = 6.0;
 const VERTICAL_SPREAD: f64 = 2.5;
 /// Distances that heads prefer.
 const FARTHEST: u64 = 8192;
+/// Positions that are attention sinks, and their score: four of them outweigh the verticals of 30,000 tokens.
+pub(crate) const SINKS: usize = 4;
+const SINK_SCORE: f64 = 12.0;
+/// Most of the verticals' standard deviation: a small head's sinks reach their score only where other scores spread more too.
+const MOST_SPREAD: f64 = 3.1;
 
-/// Biases of the query and key projections of a layer.
+/// The first of the residual stream's components in which sinks are large.
+const SINK_COMPONENT: usize = 0;
+
+/// Residual streams of the sinks, `[SINKS, hidden]`.
+pub(crate) fn sinks(hidden: usize) -> Matrix {
+    // Of a row's energy the other components have less than a fiftieth, also when the layers have added as much as there was.
+    let large = bf16::from_f32((8.0 * (hidden as f32).sqrt()).log2().ceil().exp2());
+    // Numbers that no matrix has reached.
+    let mut rows = values(SINKS * hidden, u64::MAX / 2, 3f32.sqrt());
+    rows.chunks_exact_mut(hidden).for_each(|row| row[SINK_COMPONENT] = large);
+    Matrix::from_bf16(SINKS, hidden, &rows)
+}
+
+/// What a row of a projection, whose random numbers begin with `first`, makes of a sink: the norm has left `sqrt(hidden)` in one component.
+pub(crate) fn sink_key(hidden: usize, first: u64, range: f32) -> f64 {
+    f64::from(value(first + SINK_COMPONENT as u64, range)) * (hidden as f64).sqrt()
+}
+
+/// Biases of the query and key projections of a layer; `sink_key` is what a row of the key projection makes of a sink.
 ///
 /// A query that is its bias alone, turned by the angle `-distance * f` in the pair of frequency `f`, meets a key that is its bias alone with
 /// `sum of cos((m - n - distance) f)`: largest at that distance. The fast pairs do this. In the slowest pairs positions hardly turn
-/// anything: there a query's bias asks every key for the same direction, and some keys have much of it.
-pub(crate) fn biases(config: &ModelConfig, layer: usize) -> (Vec<f32>, Vec<f32>) {
+/// anything: there a query's bias asks every key for the same direction, and some keys have much of it. The sinks' keys are known, and the
+/// direction leans towards them as far as their score says.
+pub(crate) fn biases(config: &ModelConfig, layer: usize, sink_key: &dyn Fn(usize) -> f64) -> (Vec<f32>, Vec<f32>) {
     let (dim, pairs) = (config.head_dim, config.rope.dim / 2);
     let (frequencies, _) = config.rope.frequencies(config.context);
     let (fast, slow) = ((pairs / 2).max(1), (pairs / 4).max(1));
     let scale = (dim as f64).sqrt();
     let slash = (SLASH_SCORE * scale / fast as f64).sqrt();
-    let vertical = VERTICAL_SPREAD * scale / (slow as f64).sqrt();
     let places = |pair: usize| match config.rope.layout {
         RopeLayout::Halves => (pair, pair + pairs),
         RopeLayout::Interleaved => (2 * pair, 2 * pair + 1),
@@ -161,6 +186,15 @@ pub(crate) fn biases(config: &ModelConfig, layer: usize) -> (Vec<f32>, Vec<f32>)
     for head in k.chunks_exact_mut(dim) {
         (0..fast).for_each(|pair| head[places(pair).0] = slash as f32);
     }
+    // The slow components of a key head, and those that do not turn at all; and what a query asks of them.
+    let turned = (pairs - slow..pairs).flat_map(|pair| <[usize; 2]>::from(places(pair)));
+    let slow: Vec<usize> = turned.chain(config.rope.dim..dim).collect();
+    let asked: Vec<Vec<f64>> = (0..config.kv_heads)
+        .map(|head| {
+            let sink: Vec<f64> = slow.iter().map(|place| sink_key(head * dim + place)).collect();
+            towards(&sink, SINK_SCORE)
+        })
+        .collect();
     for (n, head) in q.chunks_exact_mut(dim).enumerate() {
         let draw = value((layer * config.heads + n) as u64, 1.0).to_bits() as u64;
         let distance = if draw.is_multiple_of(2) { 0 } else { draw * 2_654_435_761 % FARTHEST } as f64;
@@ -169,9 +203,27 @@ pub(crate) fn biases(config: &ModelConfig, layer: usize) -> (Vec<f32>, Vec<f32>)
             let (sin, cos) = (-distance * frequency).sin_cos();
             (head[a], head[b]) = ((slash * cos) as f32, (slash * sin) as f32);
         }
-        (pairs - slow..pairs).for_each(|pair| head[places(pair).0] = vertical as f32);
+        for (place, asked) in slow.iter().zip(&asked[n / config.group()]) {
+            head[*place] = (scale * asked) as f32;
+        }
     }
     (q, k)
+}
+
+/// What a query asks of keys so that the scores of random ones have the standard deviation [`VERTICAL_SPREAD`], and that of `key` is
+/// `wanted`, or as near as [`MOST_SPREAD`] allows.
+fn towards(key: &[f64], wanted: f64) -> Vec<f64> {
+    let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+    let length = |x: &[f64]| dot(x, x).sqrt().max(f64::MIN_POSITIVE);
+    let unit = |x: &[f64]| -> Vec<f64> { x.iter().map(|y| y / length(x)).collect() };
+    let along = unit(key);
+    let share = (wanted / length(key)).min(MOST_SPREAD);
+    // What the first components of the pairs alone would ask for, without its part along the key.
+    let plain: Vec<f64> = (0..key.len()).map(|i| ((i + 1) % 2) as f64).collect();
+    let part = dot(&plain, &along);
+    let across = unit(&plain.iter().zip(&along).map(|(x, y)| x - part * y).collect::<Vec<_>>());
+    let rest = (VERTICAL_SPREAD.powi(2) - share.powi(2)).max(0.0).sqrt();
+    along.iter().zip(&across).map(|(x, y)| share * x + rest * y).collect()
 }
 
 #[cfg(test)]
@@ -218,8 +270,9 @@ mod tests {
         let config = config("qwen2.5-0.5b").unwrap();
         let (dim, pairs) = (config.head_dim, config.rope.dim / 2);
         let (frequencies, _) = config.rope.frequencies(config.context);
-        let (q, k) = biases(&config, 3);
-        assert_ne!(biases(&config, 4).0, q);
+        let sink_key = |row: usize| f64::from(value(row as u64, 3f32.sqrt()));
+        let (q, k) = biases(&config, 3, &sink_key);
+        assert_ne!(biases(&config, 4, &sink_key).0, q);
         let mut distances = vec![];
         for (n, q) in q.chunks_exact(dim).enumerate() {
             let k = &k[n / config.group() * dim..][..dim];
@@ -237,6 +290,24 @@ mod tests {
             distances.push(best);
         }
         assert!(distances.contains(&0) && distances.iter().any(|&d| d > 100), "{distances:?}");
+    }
+
+    #[test]
+    fn queries_ask_for_the_score_that_is_wanted() {
+        let key = [0.5, -1.5, 2.0, 0.1, -0.7, 1.1];
+        let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+        let length = dot(&key, &key).sqrt();
+        for (wanted, found, spread) in [
+            (1.7, 1.7, VERTICAL_SPREAD),
+            (2.4 * length, 2.4 * length, VERTICAL_SPREAD),
+            (2.8 * length, 2.8 * length, 2.8),
+            (9.0 * length, MOST_SPREAD * length, MOST_SPREAD),
+        ] {
+            let asked = towards(&key, wanted);
+            assert!((dot(&asked, &asked).sqrt() - spread).abs() < 1e-12, "{wanted}");
+            assert!((dot(&asked, &key) - found).abs() < 1e-12, "{wanted}");
+        }
+        assert!(towards(&[0.0, 0.0], 3.0).iter().all(|x| x.is_finite()));
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn read(session: &mut Session<'_>, ids: &[u32]) -> Result<PrefillReport, Error> 
 fn logits_of(model: &Model, options: SessionOptions, ids: &[u32]) -> Vec<f32> {
     let mut session = Session::new(model, options).unwrap();
     read(&mut session, ids).unwrap();
-    session.logits().to_vec()
+    session.logits().unwrap().to_vec()
 }
 
 fn difference(a: &[f32], b: &[f32]) -> f32 {
@@ -68,7 +68,7 @@ fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
             session.decode(id).unwrap();
         }
         assert_eq!(session.len(), 300);
-        assert!(difference(&whole, session.logits()) < 2e-5, "{name}");
+        assert!(difference(&whole, session.logits().unwrap()) < 2e-5, "{name}");
     }
 }
 
@@ -82,9 +82,9 @@ fn a_truncated_session_continues_from_there() {
     session.truncate(150);
     assert_eq!(session.len(), 120, "longer than the session: nothing to do");
     session.truncate(50);
-    assert!(session.logits().is_empty());
+    assert!(session.logits().unwrap().is_empty());
     read(&mut session, &ids[50..]).unwrap();
-    assert!(difference(&logits_of(&model, exact(120), &ids), session.logits()) < 2e-5);
+    assert!(difference(&logits_of(&model, exact(120), &ids), session.logits().unwrap()) < 2e-5);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn all_logits_come_once_and_in_order() {
         };
         session.prefill_all_logits(&ids, &mut |_| {}, &AtomicBool::new(false), &mut rows).unwrap();
         assert_eq!((next, session.len()), (150, 150));
-        assert_eq!(session.logits(), last);
+        assert_eq!(session.logits().unwrap(), last);
         assert!(difference(&logits_of(&model, exact(150), &ids), &last) < 2e-5);
     }
 }
@@ -186,17 +186,17 @@ fn an_interrupted_prefill_leaves_the_session_as_it_was() {
     let ids = prompt(200, model.config.vocab);
     let mut session = Session::new(&model, SessionOptions { chunk: Some(50), ..exact(200) }).unwrap();
     read(&mut session, &ids[..40]).unwrap();
-    let before = session.logits().to_vec();
+    let before = session.logits().unwrap().to_vec();
     for stop_at in [0.0, 0.3, 0.8] {
         let cancel = AtomicBool::new(stop_at == 0.0);
         let mut observer = |p: Progress| cancel.store(p.done_fraction >= stop_at, Ordering::Relaxed);
         let error = session.prefill(&ids[40..], &mut observer, &cancel).unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error}");
         assert_eq!(session.len(), 40);
-        assert_eq!(session.logits(), before);
+        assert_eq!(session.logits().unwrap(), before);
     }
     read(&mut session, &ids[40..]).unwrap();
-    assert!(difference(&logits_of(&model, exact(200), &ids), session.logits()) < 2e-5);
+    assert!(difference(&logits_of(&model, exact(200), &ids), session.logits().unwrap()) < 2e-5);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn decode_sees_the_sliding_window() {
     let after = |model: &Model, ids: &[u32]| {
         let mut session = Session::new(model, exact(120)).unwrap();
         read(&mut session, ids).unwrap();
-        session.logits().to_vec()
+        session.logits().unwrap().to_vec()
     };
     let whole = after(&model, &ids);
     let mut session = Session::new(&model, exact(120)).unwrap();
@@ -308,7 +308,7 @@ fn visited_layers_show_what_attention_sees() {
     assert!(difference(&prefix[1].0, &heads[1].0[..50 * dim]) < 1e-4);
     // The session reads as if nothing had been visited.
     read(&mut session, &ids).unwrap();
-    assert!(difference(&logits_of(&model, exact(80), &ids), session.logits()) < 2e-5);
+    assert!(difference(&logits_of(&model, exact(80), &ids), session.logits().unwrap()) < 2e-5);
     let used = session.visit_layers(&ids, &mut |_| Ok(ControlFlow::Continue(())), &mut |_| {}, &never);
     assert!(used.unwrap_err().to_string().contains("empty session"));
 }

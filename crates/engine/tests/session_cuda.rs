@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use golden::{cuda_device, prompt, tiny, write_folder};
 use speedread_attention::Pattern;
 use speedread_engine::Error;
-use speedread_engine::device::{DeviceChoice, DeviceKind};
+use speedread_engine::device::{DeviceChoice, DeviceKind, Needs};
+use speedread_engine::generate::generate;
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::model::{Model, ModelOptions};
+use speedread_engine::sampler::{Sampler, SamplerOptions};
 use speedread_engine::session::{AttentionChoice, LayerAttention, Precision, Session, SessionOptions};
 use speedread_engine::synthetic;
 
@@ -52,7 +54,7 @@ fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
         for chunk in [None, Some(7), Some(128), Some(299)] {
             let mut session = Session::new(&model, SessionOptions { chunk, ..dense(300) }).unwrap();
             read(&mut session, &ids);
-            let found = difference(session.logits(), reference.logits());
+            let found = difference(session.logits().unwrap(), reference.logits().unwrap());
             assert!(found <= TOLERANCE, "{name}, chunk {chunk:?}: {found}");
         }
         // The last tokens one by one, after two turns, of which the second is taken back and read again.
@@ -64,7 +66,7 @@ fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
         for &id in &ids[290..] {
             session.decode(id).unwrap();
         }
-        let found = difference(session.logits(), reference.logits());
+        let found = difference(session.logits().unwrap(), reference.logits().unwrap());
         assert!(found <= TOLERANCE, "{name}, decode: {found}");
     }
 }
@@ -84,7 +86,7 @@ fn quantised_caches_agree_with_themselves_and_nearly_with_others() {
             for &id in one_by_one {
                 session.decode(id).unwrap();
             }
-            session.logits().to_vec()
+            session.logits().unwrap().to_vec()
         };
         let (whole, bf16) = (with(KvType::Fp8, None, 0), with(KvType::Bf16, None, 0));
         let lost = difference(&whole, &bf16);
@@ -108,7 +110,7 @@ fn a_pattern_for_every_key_is_dense_and_others_report_what_they_keep() {
         let options = SessionOptions { attention, audit_rows, dense_fallback: false, ..dense(1500) };
         let mut session = Session::new(&model, options).unwrap();
         let report = session.prefill(&ids, &mut |_| {}, &AtomicBool::new(false)).unwrap();
-        (session.logits().to_vec(), report)
+        (session.logits().unwrap().to_vec(), report)
     };
     let (whole, report) = run(AttentionChoice::Dense, false);
     assert_eq!((report.density(), report.layers.len()), (1.0, model.config.layers));
@@ -136,11 +138,11 @@ fn an_interrupted_session_goes_on() {
     let cancel = AtomicBool::new(false);
     let mut stop = |_| cancel.store(true, Ordering::Relaxed);
     assert!(matches!(session.prefill(&ids, &mut stop, &cancel), Err(Error::Cancelled)));
-    assert!(session.is_empty() && session.logits().is_empty());
+    assert!(session.is_empty() && session.logits().unwrap().is_empty());
     read(&mut session, &ids);
     let mut fresh = Session::new(&model, dense(200)).unwrap();
     read(&mut fresh, &ids);
-    assert_eq!(session.logits(), fresh.logits());
+    assert_eq!(session.logits().unwrap(), fresh.logits().unwrap());
 }
 
 #[test]
@@ -181,7 +183,7 @@ fn random_models_agree_with_the_cpu() {
             let model = Model::with_random_weights(config.clone(), "random".into(), &options).unwrap();
             let mut session = Session::new(&model, dense(310)).unwrap();
             read(&mut session, &ids);
-            let mut logits = session.logits().to_vec();
+            let mut logits = session.logits().unwrap().to_vec();
             for id in 0..5 {
                 logits.extend_from_slice(session.decode(id).unwrap());
             }
@@ -189,6 +191,53 @@ fn random_models_agree_with_the_cpu() {
         });
         let largest = cpu.iter().fold(0f32, |most, x| most.max(x.abs()));
         assert!(difference(&cuda, &cpu) <= 0.02 * largest, "{}: of {largest}", difference(&cuda, &cpu));
+    }
+}
+
+/// Tokens that the device chooses are those that the sampler finds in the logits, and the logits are there for who asks.
+#[test]
+fn greedy_tokens_are_those_of_the_logits() {
+    let Some(device) = cuda_device() else { return };
+    let mut config = synthetic::config("qwen2.5-0.5b").unwrap();
+    (config.layers, config.hidden, config.feed_forward, config.vocab) = (2, 256, 512, 5003);
+    (config.heads, config.kv_heads) = (4, 2);
+    let options = ModelOptions { device, ..ModelOptions::default() };
+    let model = Model::with_random_weights(config, "random".into(), &options).unwrap();
+    for seed in 0..3 {
+        let ids: Vec<u32> = prompt(90 + seed, model.config.vocab);
+        let mut greedy = Session::new(&model, dense(120)).unwrap();
+        let mut by_logits = Session::new(&model, dense(120)).unwrap();
+        read(&mut greedy, &ids);
+        read(&mut by_logits, &ids);
+        let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
+        let mut id = sampler.sample(&mut greedy.logits().unwrap().to_vec(), &[]).unwrap();
+        let mut said = vec![id];
+        for step in 0..12 {
+            let mut logits = by_logits.decode(id).unwrap().to_vec();
+            let chosen = greedy.decode_greedy(id).unwrap();
+            assert_eq!(chosen, sampler.sample(&mut logits, &[]).unwrap(), "step {step}");
+            assert_eq!(greedy.len(), by_logits.len());
+            // Now and then: whether they were asked for makes no difference to the steps.
+            if step % 3 == 0 {
+                assert_eq!(greedy.logits().unwrap(), by_logits.logits().unwrap());
+            }
+            id = chosen;
+            said.push(id);
+        }
+        // A later turn that fails, and one that does not.
+        let error = greedy.prefill(&[0; 100], &mut |_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("do not fit"), "{error}");
+        assert!(matches!(greedy.prefill(&ids[..9], &mut |_| {}, &AtomicBool::new(true)), Err(Error::Cancelled)));
+        assert_eq!(greedy.logits().unwrap(), by_logits.logits().unwrap());
+        greedy.truncate(10);
+        assert!(greedy.logits().unwrap().is_empty());
+        // The same through `generate`.
+        let mut session = Session::new(&model, dense(120)).unwrap();
+        read(&mut session, &ids);
+        let never = AtomicBool::new(false);
+        let generation =
+            generate(&mut session, &model.tokenizer, &mut sampler, &[], said.len(), &never, &mut |_| {}).unwrap();
+        assert_eq!(generation.ids, said);
     }
 }
 
@@ -226,4 +275,52 @@ fn a_device_that_is_not_there_is_an_error_and_auto_takes_another() {
         // Which of the two is for the device to say; silence is not allowed.
         _ => assert!((auto.device() == DeviceKind::Cuda) == auto.device_note().is_none()),
     }
+}
+
+/// What a CUDA device would refuse later decides an automatic choice, which says why; who asks for the device gets the refusal.
+#[test]
+fn an_automatic_choice_minds_what_is_asked_for() {
+    let Some(device) = cuda_device() else { return };
+    let needs = |kv, precision, tokens| Needs { kv, precision, tokens };
+    let (exact, usual) = (Precision::F32, Precision::default());
+    for (name, needs, reason) in [
+        ("llama2", Needs::default(), None),
+        ("llama2", needs(Some(KvType::Fp8), usual, None), None),
+        ("llama2", needs(Some(KvType::F16), usual, None), Some("--kv f16")),
+        ("llama2", needs(None, exact, None), Some("--precision f32")),
+        ("mistral-window", Needs::default(), Some("nearest")),
+        ("mistral-window", needs(None, usual, Some(10)), None),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write_folder(&tiny(name), folder.path());
+        let open = |device| Model::open(folder.path(), &ModelOptions { device, needs, ..ModelOptions::default() });
+        let auto = open(DeviceChoice::Auto).unwrap();
+        let expected = if reason.is_some() { DeviceKind::Cpu } else { DeviceKind::Cuda };
+        assert_eq!(auto.device(), expected, "{name}, {needs:?}");
+        match (auto.device_note(), reason) {
+            (None, None) => {}
+            (Some(note), Some(reason)) => assert!(note.starts_with("on the CPU") && note.contains(reason), "{note}"),
+            other => panic!("{name}, {needs:?}: {other:?}"),
+        }
+        let options = SessionOptions { kv: needs.kv, precision: needs.precision, ..dense(needs.tokens.unwrap_or(60)) };
+        Session::new(&auto, options.clone()).unwrap();
+        let asked_for = open(device).unwrap();
+        assert_eq!((asked_for.device(), asked_for.device_note()), (DeviceKind::Cuda, None));
+        assert_eq!(Session::new(&asked_for, options).is_err(), reason.is_some(), "{name}, {needs:?}");
+    }
+}
+
+#[test]
+fn loading_can_be_interrupted() {
+    let Some(device) = cuda_device() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(&tiny("phi3"), folder.path());
+    let stop = AtomicBool::new(true);
+    for device in [device, DeviceChoice::Cpu] {
+        let options = ModelOptions { device, cancel: Some(&stop), ..ModelOptions::default() };
+        assert!(matches!(Model::open(folder.path(), &options), Err(Error::Cancelled)));
+        assert!(matches!(Model::synthetic("qwen2.5-0.5b", &options), Err(Error::Cancelled)));
+    }
+    stop.store(false, Ordering::Relaxed);
+    Model::open(folder.path(), &ModelOptions { device, cancel: Some(&stop), ..ModelOptions::default() }).unwrap();
 }

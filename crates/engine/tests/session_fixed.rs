@@ -31,7 +31,7 @@ fn options(attention: AttentionChoice) -> SessionOptions {
 fn read(model: &Model, options: SessionOptions, ids: &[u32]) -> (Vec<f32>, PrefillReport) {
     let mut session = Session::new(model, options).unwrap();
     let report = session.prefill(ids, &mut |_| {}, &AtomicBool::new(false)).unwrap();
-    (session.logits().to_vec(), report)
+    (session.logits().unwrap().to_vec(), report)
 }
 
 fn fix(model: &Model, pattern: Pattern, ids: &[u32]) -> Arc<FixedIndexes> {

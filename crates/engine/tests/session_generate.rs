@@ -51,6 +51,31 @@ fn text_streams_in_pieces_up_to_the_limit() {
 }
 
 #[test]
+fn greedy_steps_take_the_largest_logit() {
+    let model = model(&[]);
+    let never = AtomicBool::new(false);
+    let begun = || {
+        let mut session = Session::new(&model, SessionOptions::new(CONTEXT)).unwrap();
+        session.prefill(&prompt(20, model.config.vocab), &mut |_| {}, &never).unwrap();
+        session
+    };
+    let largest =
+        |logits: &[f32]| (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+    let (mut greedy, mut by_logits) = (begun(), begun());
+    let mut said = vec![largest(by_logits.logits().unwrap())];
+    for step in 0..20 {
+        let expected = largest(by_logits.decode(said[step]).unwrap());
+        assert_eq!(greedy.decode_greedy(said[step]).unwrap(), expected);
+        assert_eq!(greedy.logits().unwrap(), by_logits.logits().unwrap());
+        said.push(expected);
+    }
+    let mut sampler = Sampler::new(SamplerOptions::default()).unwrap();
+    let generation =
+        generate(&mut begun(), &model.tokenizer, &mut sampler, &[], said.len(), &never, &mut |_| {}).unwrap();
+    assert_eq!(generation.ids, said);
+}
+
+#[test]
 fn a_full_session_ends_the_text() {
     // 20 tokens of prompt and 60 decoded; the token sampled after the last needs no place.
     let (generation, _) = run(&model(&[]), &[], 1000);

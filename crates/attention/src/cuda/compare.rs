@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use speedread_cuda::{Buffer, Device, Function, KernelArg, Plain, Stream, ViewMut};
 
 use super::attention::{Attention, DeviceOptions};
-use super::index::Workspace;
+use super::index::{CallShape, Workspace};
 use super::plan::Plan as Work;
 use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut};
 use crate::compare::{Deviation, Plan};
@@ -77,6 +77,42 @@ struct Call<'a, T> {
     options: DeviceOptions,
 }
 
+/// Device bytes that [`Attention::compare`] takes beside its arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompareBytes {
+    /// Of the outputs that are compared; given back at its end.
+    pub outputs: u64,
+    /// Of the workspace, which keeps them.
+    pub workspace: u64,
+}
+
+impl CompareBytes {
+    /// For keys and values of so many bytes an element. Indexes made elsewhere take a little more: their lists of work.
+    ///
+    /// # Errors
+    /// As for [`Attention::compare`], for shapes and patterns.
+    pub fn of(shape: &CallShape, plans: &[Vec<Plan<'_>>], element: usize) -> Result<Self, Error> {
+        let rows = shape.rows.saturating_mul(shape.heads) as u64;
+        let output = rows.saturating_mul((shape.dim * element + size_of::<f32>()) as u64);
+        let sums = (shape.rows.div_ceil(RUN) * shape.heads * size_of::<Sums>()) as u64;
+        let dense = vec![Pattern::Dense; shape.heads];
+        let mut workspace = Workspace::bytes(shape, &dense, false)?;
+        for plan in plans {
+            workspace = workspace.max(Workspace::bytes(shape, &patterns(plan), false)?);
+        }
+        Ok(Self { outputs: output.saturating_mul(2).saturating_add(sums), workspace })
+    }
+}
+
+/// What is built for a plan. The place of an index made elsewhere is held by dense, which builds nothing.
+fn patterns(plan: &[Plan<'_>]) -> Vec<Pattern> {
+    let pattern = |plan: &Plan<'_>| match plan {
+        Plan::Pattern(pattern) => *pattern,
+        Plan::Index(_) => Pattern::Dense,
+    };
+    plan.iter().map(pattern).collect()
+}
+
 impl Attention {
     /// As [`compare`](crate::compare::compare()): how every plan of every query head differs from dense attention, `plans[plan][query head]`
     /// to `[plan][query head]`. Here all rows count, and outputs are rounded to the kernels' 16 bits before they are compared: in bf16,
@@ -140,13 +176,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
     /// Runs a plan; the index of each head.
     fn run(&self, plan: &[Plan<'_>], work: &mut Workspace, to: &mut Output<T>) -> Result<Vec<SparseIndex>, Error> {
         let Self { attention, stream, q, k, v, options } = *self;
-        // The place of an index made elsewhere is held by dense, which builds nothing.
-        let pattern = |plan: &Plan<'_>| match plan {
-            Plan::Pattern(pattern) => *pattern,
-            Plan::Index(_) => Pattern::Dense,
-        };
-        let patterns: Vec<Pattern> = plan.iter().map(pattern).collect();
-        attention.build_indexes(stream, q, k, &patterns, &options, work)?;
+        attention.build_indexes(stream, q, k, &patterns(plan), &options, work)?;
         let mut indexes = work.indexes(stream)?;
         let mut made_elsewhere = false;
         for (index, plan) in indexes.iter_mut().zip(plan) {

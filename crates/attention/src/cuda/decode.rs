@@ -87,14 +87,9 @@ impl DecodeWorkspace {
         Ok(Self { sums: stream.alloc(0)?, scales: stream.alloc(0)? })
     }
 
-    fn grow(&mut self, stream: &Stream, places: usize, dim: usize) -> Result<(), Error> {
-        if self.sums.len() < places * dim {
-            self.sums = stream.alloc(places * dim)?;
-        }
-        if self.scales.len() < places * 2 {
-            self.scales = stream.alloc(places * 2)?;
-        }
-        Ok(())
+    fn grow(&mut self, places: usize, dim: usize) -> Result<(), Error> {
+        self.sums.grow(places * dim)?;
+        Ok(self.scales.grow(places * 2)?)
     }
 }
 
@@ -238,7 +233,7 @@ impl Attention {
         let group = heads / kv_heads;
         let rounds = group.div_ceil(HEADS);
         let (split_keys, splits) = splits(len, self.multiprocessors as usize * kernels.blocks, kv_heads * rounds);
-        work.grow(stream, heads * splits, dim)?;
+        work.grow(heads * splits, dim)?;
         let params = DecodeParams {
             q: query.address,
             k: keys.address,

@@ -21,6 +21,7 @@ mod tensor;
 
 pub use attention::{Attention, DeviceOptions};
 pub use batch::Sequence;
+pub use compare::CompareBytes;
 pub use decode::DecodeWorkspace;
 pub use index::{CallShape, Snapshot, Workspace};
 pub use kernels::{HEAD_DIMS, KernelKind};

@@ -119,6 +119,15 @@ impl Plan {
                 plan.gather_heads.push((head / group) as i32);
             }
         }
+        // Work names tiles by 32-bit numbers.
+        if i32::try_from(plan.gather_heads.len()).is_err() {
+            return Err(Error::Shape(format!(
+                "{} tiles of gathered columns in {heads} heads over {} keys: at most {} go; shorten the prompt, or choose fewer columns",
+                plan.gather_heads.len(),
+                start + rows,
+                i32::MAX
+            )));
+        }
         let parts: Vec<HeadPlan> = indexes
             .par_iter()
             .zip(&bases)

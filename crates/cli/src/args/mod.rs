@@ -6,11 +6,12 @@ pub mod eval;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use speedread_attention::{FORMS, Pattern, PatternFile};
-use speedread_engine::device::DeviceChoice;
+use speedread_engine::device::{DeviceChoice, Needs};
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::model::{Model, ModelOptions};
 use speedread_engine::rope::RopeScaling;
@@ -103,9 +104,9 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// How the model is opened.
-    pub fn options(&self) -> ModelOptions {
-        ModelOptions { rope_scaling: self.rope.rope_scaling, device: self.device }
+    /// How the model is opened for sessions of these needs.
+    pub fn options<'a>(&self, needs: Needs, cancel: &'a AtomicBool) -> ModelOptions<'a> {
+        ModelOptions { rope_scaling: self.rope.rope_scaling, device: self.device, needs, cancel: Some(cancel) }
     }
 }
 
@@ -163,6 +164,11 @@ pub struct ReadingArgs {
 }
 
 impl ReadingArgs {
+    /// What it needs of a device.
+    pub fn needs(&self) -> Needs {
+        Needs { kv: self.kv, precision: self.precision, tokens: None }
+    }
+
     /// Session options for `context` tokens with the default attention.
     pub fn session(&self, context: usize) -> SessionOptions {
         SessionOptions {

@@ -11,7 +11,7 @@ pub fn run(args: AskArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         bail!("the question is empty");
     }
     let documents = input::gather(&args.input.files)?;
-    let model = open_model(&args.model, interrupt)?;
+    let model = open_model(&args.model, args.prefill.reading.needs(), interrupt)?;
     let text = input::join(&documents);
     let prompt = prompt::fit(&model, &text, args.sampling.max_tokens.get(), args.input.truncate, |text| {
         prompt::question(&model, text, &args.question)

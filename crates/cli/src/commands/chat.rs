@@ -17,7 +17,7 @@ const TALK_TOKENS: usize = 8192;
 
 pub fn run(args: ChatArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let documents = input::gather(&args.input.files)?;
-    let model = open_model(&args.model, interrupt)?;
+    let model = open_model(&args.model, args.prefill.reading.needs(), interrupt)?;
     let text = if documents.is_empty() { String::new() } else { input::join(&documents) };
     let mut messages: Vec<Message> =
         args.system.iter().map(|s| Message { role: Role::System, content: s.clone() }).collect();

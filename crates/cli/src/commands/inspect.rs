@@ -12,7 +12,7 @@ use crate::context::{Interrupt, open_model};
 use crate::output;
 
 pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let model = open_model(&args.model, interrupt)?;
+    let model = open_model(&args.model, args.prefill.reading.needs(), interrupt)?;
     if args.attention_map.is_some() {
         return attention_map::run(&model, &args, interrupt);
     }

@@ -12,7 +12,7 @@ pub fn run(args: RunArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     if documents.is_empty() && after.is_empty() {
         bail!("the prompt is empty");
     }
-    let model = open_model(&args.model, interrupt)?;
+    let model = open_model(&args.model, args.prefill.reading.needs(), interrupt)?;
     let text = if documents.is_empty() { String::new() } else { input::join(&documents) };
     let prompt = prompt::fit(&model, &text, args.sampling.max_tokens.get(), args.input.truncate, |text| {
         // The one command whose text is the prompt to the letter: special tokens in it count.

@@ -63,7 +63,8 @@ pub struct Product<'a, B: Backend> {
 /// A device. Implementations own their scratch memory, so methods take `&mut self`; weights are shared.
 ///
 /// A device may run its operations later, in the order they were asked for, and then an error of one may show in a later one. What
-/// returns numbers to the host ([`logits`](Self::logits), [`read`](Self::read), [`finish`](Self::finish)) waits for them.
+/// returns numbers to the host ([`logits`](Self::logits), [`likeliest`](Self::likeliest), [`read`](Self::read),
+/// [`finish`](Self::finish)) waits for them.
 pub trait Backend: Sized + Send {
     /// How the wide layers are cut into blocks of rows.
     const BLOCK: BlockSize;
@@ -173,6 +174,11 @@ pub trait Backend: Sized + Send {
     fn add(&mut self, x: &mut Self::Buffer, rows: Range<usize>, y: &Self::Buffer) -> Result<()>;
     /// The logits of the first `rows` rows of `x`: `out` is `[rows, vocabulary]`, in host memory.
     fn logits(&mut self, weight: &Self::Linear, x: &Self::Buffer, rows: usize, out: &mut [f32]) -> Result<()>;
+    /// The token of the largest logit of the first row of `x`, the lowest of equals; `None` where the device leaves the choice to the host,
+    /// as the default does, or has found nothing to choose: [`logits`](Self::logits) show it.
+    fn likeliest(&mut self, _weight: &Self::Linear, _x: &Self::Buffer) -> Result<Option<u32>> {
+        Ok(None)
+    }
     /// The first `rows` rows of a buffer.
     fn read(&mut self, x: &Self::Buffer, rows: usize) -> Result<Vec<f32>>;
     /// What attention sees, where the host reads it: copies, where the device's memory is its own.

@@ -15,6 +15,7 @@ use speedread_attention::{Heads, Options};
 use crate::backend::{AtLayer, Backend, BlockSize, HeadShape, PassReport, Phase, Product, Role, Seen};
 use crate::config::ModelConfig;
 use crate::device::Source;
+use crate::synthetic::SINKS;
 use crate::{Error, Result};
 use weights::{DecoderWeights, LayerWeights};
 
@@ -102,7 +103,7 @@ pub(crate) fn blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usi
     (0..count).map(move |i| rows * i / count..rows * (i + 1) / count)
 }
 
-fn check(cancel: Option<&AtomicBool>) -> Result<()> {
+pub(super) fn check(cancel: Option<&AtomicBool>) -> Result<()> {
     match cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
         true => Err(Error::Cancelled),
         false => Ok(()),
@@ -110,11 +111,16 @@ fn check(cancel: Option<&AtomicBool>) -> Result<()> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Takes the weights to the device.
-    pub(crate) fn load(config: &ModelConfig, source: &Source<'_>, backend: &B) -> Result<Self> {
+    /// Takes the weights to the device; `cancel` is looked at between them.
+    pub(crate) fn load(
+        config: &ModelConfig,
+        source: &Source<'_>,
+        backend: &B,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Self> {
         let weights = match source {
-            Source::Files(weights) => DecoderWeights::load(config, weights, backend)?,
-            Source::Random => DecoderWeights::synthetic(config, backend)?,
+            Source::Files(weights) => DecoderWeights::load(config, weights, backend, cancel)?,
+            Source::Random => DecoderWeights::synthetic(config, backend, cancel)?,
         };
         Ok(Self { config: config.clone(), weights })
     }
@@ -154,7 +160,7 @@ impl<B: Backend> Decoder<B> {
         let cancel = pass.options.cancel;
         backend.begin()?;
         backend.rotary(pass.rotary.0, pass.rotary.1, pass.start as u64, rows)?;
-        backend.embed(&self.weights.embedding, ids, &mut work.x)?;
+        self.embed(backend, work, ids, pass.start)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
             for block in blocks(rows, most) {
                 check(cancel)?;
@@ -195,13 +201,26 @@ impl<B: Backend> Decoder<B> {
         rotary: (&[f64], f64),
     ) -> Result<()> {
         backend.rotary(rotary.0, rotary.1, position as u64, 1)?;
-        backend.embed(&self.weights.embedding, &[id], &mut work.x)?;
+        self.embed(backend, work, &[id], position)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
             self.project(backend, work, cache, n, 0..1, position)?;
             backend.decode_attend(&mut work.q, cache, n, position + 1, self.config.window(n))?;
             self.feed(backend, work, layer, 0..1)?;
         }
         Ok(())
+    }
+
+    /// The residual stream of tokens from position `start` on, in front of the first layer.
+    fn embed(&self, backend: &mut B, work: &mut Workspace<B>, ids: &[u32], start: usize) -> Result<()> {
+        backend.embed(&self.weights.embedding, ids, &mut work.x)?;
+        match &self.weights.sinks {
+            Some(sinks) if start < SINKS => {
+                let end = SINKS.min(start + ids.len());
+                let positions: Vec<u32> = (start as u32..end as u32).collect();
+                backend.embed(sinks, &positions, &mut work.x)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Queries, keys and values of a block of rows; keys and values go to the cache.
@@ -314,5 +333,11 @@ impl<B: Backend> Decoder<B> {
         let count = rows.len();
         backend.rms_norm(&work.x, rows, &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
         backend.logits(self.weights.output(), &work.normed, count, out)
+    }
+
+    /// The token of the largest logit of the first row of the last pass, if the device chooses: [`Backend::likeliest`].
+    pub(crate) fn likeliest(&self, backend: &mut B, work: &mut Workspace<B>) -> Result<Option<u32>> {
+        backend.rms_norm(&work.x, 0..1, &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
+        backend.likeliest(self.weights.output(), &work.normed)
     }
 }

@@ -5,9 +5,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
+use super::check;
 use crate::backend::Backend;
 use crate::config::{ModelConfig, Naming};
 use crate::weights::{Matrix, Weights};
@@ -33,6 +35,8 @@ pub(crate) struct LayerWeights<B: Backend> {
 /// All weights.
 pub(crate) struct DecoderWeights<B: Backend> {
     pub embedding: B::Linear,
+    /// What stands for the embeddings of the first positions, whatever their tokens: in models that are only timed.
+    pub sinks: Option<B::Linear>,
     pub layers: Vec<LayerWeights<B>>,
     pub norm: B::Vector,
     /// `None` = the embedding.
@@ -79,6 +83,7 @@ struct Loader<'a, B> {
     bytes: Cell<u64>,
     parameters: Cell<u64>,
     norms: RefCell<Sha256>,
+    cancel: Option<&'a AtomicBool>,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -96,6 +101,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn matrix(&self, layer: Option<usize>, part: Part, rows: usize, cols: usize) -> Result<Matrix> {
+        check(self.cancel)?;
         let name = self.name(layer, part, "weight");
         let matrix = self.weights.matrix(&name)?;
         if (matrix.rows(), matrix.cols()) != (rows, cols) {
@@ -216,7 +222,12 @@ impl<B: Backend> Loader<'_, B> {
 
 impl<B: Backend> DecoderWeights<B> {
     /// Takes the weights of a model.
-    pub(crate) fn load(config: &ModelConfig, weights: &Weights, backend: &B) -> Result<Self> {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        backend: &B,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<Self> {
         let loader = Loader {
             weights,
             backend,
@@ -225,6 +236,7 @@ impl<B: Backend> DecoderWeights<B> {
             bytes: Cell::new(0),
             parameters: Cell::new(0),
             norms: RefCell::default(),
+            cancel,
         };
         let (vocab, hidden) = (config.vocab, config.hidden);
         let tied = config.tied_embeddings.unwrap_or_else(|| !loader.has(None, OUTPUT));
@@ -237,7 +249,8 @@ impl<B: Backend> DecoderWeights<B> {
         loader.refuse_leftovers(tied)?;
         let (bytes, parameters) = (loader.bytes.get(), loader.parameters.get());
         let norms_hash = loader.norms.take().finalize().into();
-        Ok(Self { embedding, layers, norm, separate_output, bytes, parameters, lookup_only, norms_hash })
+        let sinks = None;
+        Ok(Self { embedding, sinks, layers, norm, separate_output, bytes, parameters, lookup_only, norms_hash })
     }
 
     /// The matrix that makes logits.

@@ -130,12 +130,12 @@ impl Workspace {
         }
     }
 
-    /// Device bytes that a call of this shape needs.
+    /// Device bytes that a call of this shape needs, with or without the automatic choice of dense attention.
     ///
     /// # Errors
     /// As for [`Attention::prefill`](crate::cuda::Attention::prefill), for shapes and patterns.
-    pub fn bytes(shape: &CallShape, patterns: &[Pattern]) -> Result<u64, Error> {
-        let layout = Layout::new(shape, patterns, true)?;
+    pub fn bytes(shape: &CallShape, patterns: &[Pattern], dense_fallback: bool) -> Result<u64, Error> {
+        let layout = Layout::new(shape, patterns, dense_fallback)?;
         let sizes = Sizes::of(&layout, shape.dim);
         let bytes = size_of_val(&layout.heads[..])
             + size_of_val(&layout.slots[..])
@@ -330,7 +330,8 @@ mod tests {
     #[test]
     fn slots_hold_the_masses_of_their_heads() {
         let Ok(device) = Device::open(0) else {
-            assert!(std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_none(), "no CUDA device");
+            let required = std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_some_and(|value| value == "1");
+            assert!(!required, "SPEEDREAD_REQUIRE_CUDA=1, but there is no CUDA device");
             eprintln!("skipped: no CUDA device");
             return;
         };

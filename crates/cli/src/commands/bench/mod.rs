@@ -6,6 +6,7 @@ mod prefill;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
+use speedread_engine::device::Needs;
 use speedread_engine::model::Model;
 use speedread_engine::session::AttentionChoice;
 
@@ -31,13 +32,14 @@ struct Prompts {
 impl Prompts {
     /// Opens the model; sessions will hold `more` tokens than the prompts.
     fn new(args: &PromptArgs, more: usize, interrupt: &Interrupt) -> anyhow::Result<Self> {
-        let model = match &args.synthetic {
-            Some(shape) => synthetic_model(shape, &args.model)?,
-            None => open_model(&args.model, interrupt)?,
-        };
         let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
         let longest = lengths.iter().copied().max().context("no lengths")?;
         let context = longest + more;
+        let needs = Needs { tokens: Some(context), ..args.prefill.reading.needs() };
+        let model = match &args.synthetic {
+            Some(shape) => synthetic_model(shape, &args.model, needs, interrupt)?,
+            None => open_model(&args.model, needs, interrupt)?,
+        };
         if context > model.config.context {
             bail!(
                 "{context} tokens exceed the model's context of {}; stretch it with --rope-scaling yarn:{}",

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 use speedread_calibrate::{LengthResult, Lines, Request, Text, calibrate, remove_journal};
+use speedread_engine::device::Needs;
 use speedread_engine::hub::Cache;
 use speedread_engine::model::Model;
 use speedread_engine::session::SessionOptions;
@@ -23,7 +24,9 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let began = Instant::now();
     let documents = input::gather(&args.files)?;
     let held_out = if args.held_out.is_empty() { vec![] } else { input::gather(&args.held_out)? };
-    let model = open_model(&args.model, interrupt)?;
+    let tokens = args.lengths.iter().map(|n| n.get()).max().or(Some(DEFAULT_LENGTH));
+    let needs = Needs { kv: args.kv, precision: args.precision, tokens };
+    let model = open_model(&args.model, needs, interrupt)?;
     let mut lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
     if lengths.is_empty() {
         lengths.push(DEFAULT_LENGTH.min(model.config.context));

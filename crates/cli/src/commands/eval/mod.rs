@@ -36,7 +36,7 @@ pub fn run(args: EvalArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
 
 /// Opens the model, and the settings that the arguments name.
 fn open(args: &SettingArgs, interrupt: &Interrupt) -> anyhow::Result<(Model, Vec<Setting>)> {
-    let model = open_model(&args.model, interrupt)?;
+    let model = open_model(&args.model, args.reading.needs(), interrupt)?;
     let settings = settings(args, &model)?;
     Ok((model, settings))
 }

@@ -3,7 +3,7 @@
 use half::bf16;
 use speedread_attention::compare::{self, Deviation};
 use speedread_attention::cuda::{
-    DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
+    CallShape, DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
 };
 use speedread_attention::{FixedHead, HeadReport, Heads, Options, Pattern, Recall, SparseIndex, plan_fixed};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
@@ -12,8 +12,10 @@ use super::CudaBackend;
 use super::buffers::CudaBuffer;
 use super::cache::{CachedRows, CudaCache, WideLayer};
 use super::clock::DeviceClock;
+use super::compare::Room;
 use super::context::CudaContext;
 use crate::backend::{Phase, Seen};
+use crate::kv_cache::CacheShape;
 use crate::{Error, Result};
 
 /// What attention keeps between calls.
@@ -23,6 +25,7 @@ pub(super) struct AttentionState {
     buffers: Exchange,
     pub wide: WideLayer,
     decode: DecodeWorkspace,
+    compare_room: Room,
 }
 
 /// What attention of a layer did, to be read when the device is done.
@@ -90,7 +93,13 @@ struct Call<'a> {
 impl AttentionState {
     pub fn new(stream: &Stream) -> Result<Self> {
         let (work, decode) = (Workspace::new(), DecodeWorkspace::new(stream)?);
-        Ok(Self { work, buffers: Exchange::default(), wide: WideLayer::default(), decode })
+        Ok(Self {
+            work,
+            buffers: Exchange::default(),
+            wide: WideLayer::default(),
+            decode,
+            compare_room: Room::default(),
+        })
     }
 
     /// Replaces the first `rows` rows of `q` by attention over the first `len` positions of the cache, without waiting for it.
@@ -148,10 +157,15 @@ impl AttentionState {
             return Err(window_unsupported(window, len));
         }
         let heads = QueryHeads::new(q, cache, options.scale);
-        let Self { work, buffers, wide, .. } = self;
+        let Self { work, buffers, wide, compare_room, .. } = self;
         let [k, v] = cache.bf16_rows(context, wide, layer, len)?;
         let (queries, _) = buffers.take(context, q, rows, heads)?;
         let queries = DeviceRows::contiguous(queries, rows, heads.count, heads.padded)?;
+        let kv_heads = cache.shape().heads;
+        let shape = CallShape { rows, start: len - rows, heads: heads.count, kv_heads, dim: heads.padded };
+        // The cache, the queries, and room for attention's output.
+        let cached = CacheShape { dim: heads.padded, ..*cache.shape() }.bytes().unwrap_or(0);
+        compare_room.check(context, &shape, plans, cached + (2 * q.len() * size_of::<bf16>()) as u64)?;
         let (stream, attention) = (&context.stream, &context.attention);
         Ok(attention.compare(stream, queries, k, v, plans, Some(heads.scale), work, options.cancel)?)
     }
@@ -256,6 +270,8 @@ impl Exchange {
         let queries = q.bf16(0..rows)?;
         if heads.padded == heads.dim {
             if self.out.as_ref().is_none_or(|out| out.len() != q.len()) {
+                // The old one goes first: plans count one.
+                self.out = None;
                 self.out = Some(stream.alloc(q.len())?);
             }
             let out = self.out.as_mut().ok_or_else(no_output)?;
@@ -263,6 +279,7 @@ impl Exchange {
         }
         let len = rows * heads.count * heads.padded;
         if self.padded.as_ref().is_none_or(|[to, _]| to.len() < len) {
+            self.padded = None;
             self.padded = Some([stream.alloc(len)?, stream.alloc(len)?]);
         }
         let [to, out] = self.padded.as_mut().ok_or_else(no_output)?;

@@ -28,8 +28,8 @@ pub(super) enum Data {
 }
 
 /// An operation was given a buffer that it is not made for: a fault of the decoder.
-fn wrong_role(needed: &str) -> CudaError {
-    CudaError::Size(format!("this operation needs a buffer of {needed}"))
+fn wrong_role(needed: &str, given: &str, len: usize, columns: usize) -> CudaError {
+    CudaError::Size(format!("this operation needs {needed}, and was given {given}: {len} numbers in rows of {columns}"))
 }
 
 impl CudaBuffer {
@@ -51,7 +51,7 @@ impl CudaBuffer {
         let range = self.range(rows);
         match &self.data {
             Data::F32(data) => data.view().slice(range),
-            Data::Bf16(_) => Err(wrong_role("the residual stream")),
+            Data::Bf16(data) => Err(wrong_role("the residual stream", "activations", data.len(), self.columns)),
         }
     }
 
@@ -59,7 +59,7 @@ impl CudaBuffer {
         let range = self.range(rows);
         match &mut self.data {
             Data::F32(data) => data.view_mut().slice(range),
-            Data::Bf16(_) => Err(wrong_role("the residual stream")),
+            Data::Bf16(data) => Err(wrong_role("the residual stream", "activations", data.len(), self.columns)),
         }
     }
 
@@ -67,7 +67,7 @@ impl CudaBuffer {
         let range = self.range(rows);
         match &self.data {
             Data::Bf16(data) => data.view().slice(range),
-            Data::F32(_) => Err(wrong_role("activations")),
+            Data::F32(data) => Err(wrong_role("activations", "the residual stream", data.len(), self.columns)),
         }
     }
 
@@ -75,7 +75,7 @@ impl CudaBuffer {
         let range = self.range(rows);
         match &mut self.data {
             Data::Bf16(data) => data.view_mut().slice(range),
-            Data::F32(_) => Err(wrong_role("activations")),
+            Data::F32(data) => Err(wrong_role("activations", "the residual stream", data.len(), self.columns)),
         }
     }
 
@@ -86,7 +86,10 @@ impl CudaBuffer {
                 std::mem::swap(data, other);
                 Ok(())
             }
-            _ => Err(wrong_role("activations, as large as its exchange")),
+            Data::Bf16(data) => {
+                Err(wrong_role(&format!("{} activations", other.len()), "others", data.len(), self.columns))
+            }
+            Data::F32(data) => Err(wrong_role("activations", "the residual stream", data.len(), self.columns)),
         }
     }
 

@@ -3,6 +3,7 @@
 use half::bf16;
 use speedread_cuda::{Device, Error, Function, KernelArg, Launch, Plain, Stream, View, ViewMut};
 
+use super::logits::LikeliestKernels;
 use super::rope::RopeKernels;
 
 macro_rules! image {
@@ -10,6 +11,7 @@ macro_rules! image {
         include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
     };
 }
+pub(super) use image;
 
 static ELEMENTWISE: &[u8] = image!("elementwise");
 static NORM: &[u8] = image!("norm");
@@ -37,6 +39,7 @@ pub(super) struct Kernels {
     rms_norm: Function,
     rms_norm_in_place: Function,
     pub rope: RopeKernels,
+    pub likeliest: LikeliestKernels,
     matvec_bf16: Function,
     matvec_f32: Function,
     random_weights: Function,
@@ -71,8 +74,9 @@ pub(super) struct Matvec<'a, Out: Plain> {
     pub out: ViewMut<'a, Out>,
 }
 
-pub(super) fn fits(what: &str, right: bool) -> Result<(), Error> {
-    if right { Ok(()) } else { Err(Error::Size(format!("{what}: the buffers do not fit together"))) }
+/// An error of kernel `what` unless its buffers are right together: their sizes tell which are not.
+pub(super) fn fits(what: &str, right: bool, sizes: std::fmt::Arguments<'_>) -> Result<(), Error> {
+    if right { Ok(()) } else { Err(Error::Size(format!("{what}: the buffers do not fit together: {sizes}"))) }
 }
 
 /// Thread blocks, each of `each` pieces, for `pieces`: at least one, at most so many that a grid holds them.
@@ -101,6 +105,7 @@ impl Kernels {
             rms_norm: norm.overlapping("rms_norm")?,
             rms_norm_in_place: norm.overlapping("rms_norm_in_place")?,
             rope: RopeKernels::load(device)?,
+            likeliest: LikeliestKernels::load(device)?,
             matvec_bf16: matvec.overlapping("matvec_bf16")?,
             matvec_f32: matvec.overlapping("matvec_f32")?,
             random_weights: random?.function("random_weights", 0)?,
@@ -116,7 +121,16 @@ impl Kernels {
         out: ViewMut<'_, f32>,
         columns: usize,
     ) -> Result<(), Error> {
-        fits("embed", out.len() == ids.len() * columns && table.len().is_multiple_of(columns))?;
+        fits(
+            "embed",
+            out.len() == ids.len() * columns && table.len().is_multiple_of(columns),
+            format_args!(
+                "{} ids, a table of {} and an output of {}, rows of {columns}",
+                ids.len(),
+                table.len(),
+                out.len()
+            ),
+        )?;
         let launch = self.embed.launch(stream).grid(row_blocks(ids.len())?).block(THREADS).overlap();
         // SAFETY: the kernel's parameters; a block a row, and `out` has as many. That ids are in the table is the caller's promise to the
         // backend, checked by the session.
@@ -142,7 +156,11 @@ impl Kernels {
         y: View<'_, bf16>,
     ) -> Result<(), Error> {
         let count = x.len();
-        fits(name, count == y.len() && count.is_multiple_of(CHUNK))?;
+        fits(
+            name,
+            count == y.len() && count.is_multiple_of(CHUNK),
+            format_args!("{count} and {} elements; as many in both, in whole {CHUNK}s, are needed", y.len()),
+        )?;
         let launch = kernel.launch(stream).grid(blocks(count / CHUNK, THREADS as usize)).block(THREADS).overlap();
         // SAFETY: the parameters of both kernels; they touch `count` elements of both views.
         unsafe { launch.write(x).read(y).arg(count as i64).run() }
@@ -159,7 +177,11 @@ impl Kernels {
     ) -> Result<(), Error> {
         let runs = from.len() / from_dim;
         let whole = from_dim.is_multiple_of(CHUNK) && to_dim.is_multiple_of(CHUNK);
-        fits("repack", whole && from.len() == runs * from_dim && to.len() == runs * to_dim)?;
+        fits(
+            "repack",
+            whole && from.len() == runs * from_dim && to.len() == runs * to_dim,
+            format_args!("{} elements in runs of {from_dim} to {} in runs of {to_dim}", from.len(), to.len()),
+        )?;
         let launch =
             self.repack.launch(stream).grid(blocks(to.len() / CHUNK, THREADS as usize)).block(THREADS).overlap();
         let launch = launch.read(from).write(to).arg(runs as i64).arg(from_dim as i32).arg(to_dim as i32);
@@ -178,7 +200,11 @@ impl Kernels {
     ) -> Result<(), Error> {
         let columns = weight.len();
         let rows = x.len() / columns;
-        fits("rms_norm", columns.is_multiple_of(CHUNK) && x.len() == rows * columns && out.len() == x.len())?;
+        fits(
+            "rms_norm",
+            columns.is_multiple_of(CHUNK) && x.len() == rows * columns && out.len() == x.len(),
+            format_args!("{} elements in rows of {columns} to {}", x.len(), out.len()),
+        )?;
         let launch = self.rms_norm.launch(stream).grid(row_blocks(rows)?).block(THREADS).overlap();
         // SAFETY: the kernel's parameters; a block a row, which both views have.
         unsafe { launch.read(x).read(weight).write(out).arg(columns as i64).arg(eps).run() }
@@ -194,7 +220,11 @@ impl Kernels {
     ) -> Result<(), Error> {
         let columns = weight.len();
         let runs = x.len() / columns;
-        fits("rms_norm_in_place", columns.is_multiple_of(CHUNK) && x.len() == runs * columns)?;
+        fits(
+            "rms_norm_in_place",
+            columns.is_multiple_of(CHUNK) && x.len() == runs * columns,
+            format_args!("{} elements in runs of {columns}", x.len()),
+        )?;
         let grid = row_blocks(runs.div_ceil(THREADS as usize / 32))?;
         let launch = self.rms_norm_in_place.launch(stream).grid(grid).block(THREADS).overlap();
         // SAFETY: the kernel's parameters; a warp a run, and those past the last do nothing.
@@ -229,7 +259,14 @@ impl Kernels {
             m.weight.len() == inputs * m.out.len() && m.bias.is_none_or(|bias| bias.len() == m.out.len())
         };
         let whole = inputs.is_multiple_of(CHUNK) && (1..=MATVEC_MATRICES).contains(&matrices.len());
-        fits("matvec", whole && matrices.iter().all(fit))?;
+        let sizes = |m: &Matvec<'_, Out>| (m.weight.len(), m.bias.map(|bias| bias.len()), m.out.len());
+        fits(
+            "matvec",
+            whole && matrices.iter().all(fit),
+            format_args!("{inputs} inputs and matrices with biases to outputs {:?}", {
+                matrices.iter().map(sizes).collect::<Vec<_>>()
+            }),
+        )?;
         let grid = row_blocks(matrices.iter().map(|m| m.out.len().div_ceil(MATVEC_OUTPUTS)).sum())?;
         let mut params = MatvecParams {
             x: x.address(),

@@ -7,8 +7,10 @@ mod attention;
 mod buffers;
 mod cache;
 mod clock;
+mod compare;
 mod context;
 mod kernels;
+mod logits;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use speedread_attention::compare::{Deviation, Plan};
 use speedread_attention::{Heads, Options};
-use speedread_cuda::{Buffer, LinearShape, Plain, Stream};
+use speedread_cuda::{Buffer, LinearShape};
 
 use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role, Seen};
 use crate::kv_cache::{CacheShape, KvCache, KvType};
@@ -32,6 +34,7 @@ pub use cache::CudaCache;
 use clock::DeviceClock;
 pub use context::{CudaContext, padded_dim};
 use kernels::{MATVEC_MATRICES, Matvec};
+use logits::Logits;
 use rope::Rope;
 
 /// A CUDA device, with the scratch memory of one session.
@@ -44,7 +47,7 @@ pub struct CudaBackend {
     attention: AttentionState,
     rotary: Rotary,
     ids: Buffer<u32>,
-    logits: Buffer<f32>,
+    logits: Logits,
 }
 
 /// Cosines and sines of the positions of a pass.
@@ -54,14 +57,6 @@ struct Rotary {
     frequencies: Buffer<f64>,
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
-}
-
-/// The buffer, grown to `len` elements if it is smaller.
-fn grown<'a, T: Plain>(buffer: &'a mut Buffer<T>, stream: &Stream, len: usize) -> Result<&'a mut Buffer<T>> {
-    if buffer.len() < len {
-        *buffer = stream.alloc(len)?;
-    }
-    Ok(buffer)
 }
 
 impl CudaBackend {
@@ -79,7 +74,7 @@ impl CudaBackend {
                 sines: stream.alloc(0)?,
             },
             ids: stream.alloc(0)?,
-            logits: stream.alloc(0)?,
+            logits: Logits::new(stream)?,
             context: context.clone(),
         })
     }
@@ -156,16 +151,18 @@ impl Backend for CudaBackend {
             rotary.host_frequencies = frequencies.to_vec();
         }
         let count = rows * frequencies.len();
-        let cosines = grown(&mut rotary.cosines, stream, count)?.view_mut().slice(0..count)?;
-        let sines = grown(&mut rotary.sines, stream, count)?.view_mut().slice(0..count)?;
+        rotary.cosines.grow(count)?;
+        rotary.sines.grow(count)?;
+        let cosines = rotary.cosines.view_mut().slice(0..count)?;
+        let sines = rotary.sines.view_mut().slice(0..count)?;
         Ok(context.kernels.rope.table(stream, rotary.frequencies.view(), start, scale, cosines, sines)?)
     }
 
     fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer) -> Result<()> {
         let stream = &self.context.stream;
-        let on_device = grown(&mut self.ids, stream, ids.len())?;
-        stream.write(ids, on_device.view_mut().slice(0..ids.len())?)?;
-        let ids = on_device.view().slice(0..ids.len())?;
+        self.ids.grow(ids.len())?;
+        stream.write(ids, self.ids.view_mut().slice(0..ids.len())?)?;
+        let ids = self.ids.view().slice(0..ids.len())?;
         let columns = out.columns;
         let out = out.f32_mut(0..ids.len())?;
         Ok(self.context.kernels.embed(stream, table.weight.view(), ids, out, columns)?)
@@ -302,16 +299,11 @@ impl Backend for CudaBackend {
     }
 
     fn logits(&mut self, weight: &CudaLinear, x: &CudaBuffer, rows: usize, out: &mut [f32]) -> Result<()> {
-        let context = &self.context;
-        let (stream, count) = (&context.stream, rows * weight.rows);
-        let logits = grown(&mut self.logits, stream, count)?;
-        let (x, matrix, to) = (x.bf16(0..rows)?, weight.weight.view(), logits.view_mut().slice(0..count)?);
-        if rows == 1 {
-            context.kernels.matvec_f32(stream, x, Matvec { weight: matrix, bias: None, out: to }, false)?;
-        } else {
-            context.blas.linear(shape(rows, weight), x, matrix, None, false, to)?;
-        }
-        Ok(stream.read(logits.view().slice(0..count)?, out)?)
+        self.logits.read(&self.context, weight, x, rows, out)
+    }
+
+    fn likeliest(&mut self, weight: &CudaLinear, x: &CudaBuffer) -> Result<Option<u32>> {
+        self.logits.likeliest(&self.context, weight, x)
     }
 
     fn read(&mut self, x: &CudaBuffer, rows: usize) -> Result<Vec<f32>> {

@@ -119,7 +119,11 @@ impl RopeKernels {
     ) -> Result<(), Error> {
         let (pairs, count) = (frequencies.len(), cosines.len());
         let rows = count / pairs.max(1);
-        fits("rotary_table", count == rows * pairs && sines.len() == count)?;
+        fits(
+            "rotary_table",
+            count == rows * pairs && sines.len() == count,
+            format_args!("{pairs} frequencies, {count} cosines and {} sines", sines.len()),
+        )?;
         let launch = self.table.launch(stream).grid(blocks(count, THREADS as usize)).block(THREADS);
         let launch = launch.read(frequencies).write(cosines).write(sines);
         let launch = launch.arg(rows as i64).arg(pairs as i32).arg(start as i64).arg(scale);
@@ -152,6 +156,15 @@ impl RopeKernels {
                 && [dim, head_stride, row_stride].iter().all(|&x| x.is_multiple_of(CHUNK))
                 && 2 * pairs <= dim
                 && dim <= row_stride,
+            format_args!(
+                "{rows} rows, {kv_heads} key heads of {dim} with {pairs} pairs; {} of queries, {} of keys, {} of values, {} cosines and {} \
+                 sines; cache rows {row_stride} and heads {head_stride} apart",
+                rope.q.len(),
+                rope.k.len(),
+                rope.v.len(),
+                rope.cosines.len(),
+                rope.sines.len()
+            ),
         )?;
         let (layout, wide) = match rope.layout {
             RopeLayout::Halves => (0, pairs.is_multiple_of(CHUNK)),
@@ -216,6 +229,12 @@ impl RopeKernels {
                 && to.len() == heads * rows * dim
                 && (1..=capacity).contains(&rows)
                 && heads <= usize::from(u16::MAX),
+            format_args!(
+                "{} codes and {} scales of {capacity} positions of {dim} to {}",
+                codes.len(),
+                scales.len(),
+                to.len()
+            ),
         )?;
         let at_a_time = THREADS as usize / (dim / CHUNK);
         let grid = [rows.div_ceil(at_a_time).min(MOST_BLOCKS) as u32, heads as u32, 1];

@@ -2,6 +2,7 @@
 //! Skipped without a device; `SPEEDREAD_REQUIRE_CUDA=1` makes that a failure.
 
 mod fp8;
+mod likeliest;
 
 use std::io::Write;
 use std::sync::OnceLock;
