@@ -10,7 +10,7 @@ use speedread_attention::Pattern;
 use speedread_engine::device::DeviceChoice;
 use speedread_engine::synthetic;
 
-use super::{Attention, ModelArgs, PrefillArgs, parse_attention};
+use super::{Attention, ModelArgs, PrefillArgs, parse_attention, parse_tokens};
 
 pub const EXAMPLES: &str = "Examples:
   speedread bench prefill --lengths 2048,8192,32768 --json > prefill.json
@@ -44,7 +44,7 @@ pub struct PromptArgs {
     #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(synthetic::names()))]
     pub synthetic: Option<String>,
     /// Prompt lengths in tokens
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,2048,4096,8192")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens, default_value = "1024,2048,4096,8192")]
     pub lengths: Vec<NonZeroUsize>,
     /// Text to read instead of made-up tokens; the longest length must fit in it
     #[arg(short, long = "file", value_name = "PATH", num_args = 1..)]
@@ -58,7 +58,7 @@ pub struct DecodeBenchArgs {
     #[command(flatten)]
     pub prompt: PromptArgs,
     /// Tokens to generate after each prompt; the median of their times counts
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens, default_value = "64")]
     pub tokens: NonZeroUsize,
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -89,7 +89,7 @@ pub struct AttentionBenchArgs {
     #[arg(long, value_name = "Q/KV/DIM", default_value = "32/8/128")]
     pub heads: Heads,
     /// Prompt lengths in tokens
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,4096,16384")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens, default_value = "1024,4096,16384")]
     pub lengths: Vec<NonZeroUsize>,
     /// What each query looks at, as for `speedread ask`; may be repeated [default: dense and auto]
     #[arg(long, value_name = "PATTERN", value_parser = parse_attention)]
