@@ -15,6 +15,10 @@ use crate::rope::{RopeConfig, RopeLayout, RopeVariant};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
+/// What random weights imitate of real ones, in a line.
+pub const STRUCTURE: &str =
+    "biases make every query head prefer a distance and some tokens wherever they stand; no attention sinks";
+
 /// A row of the table of shapes.
 struct Shape {
     name: &'static str,
