@@ -20,7 +20,7 @@ lint:  ## Formatting, clippy, rustdoc, scripts; warnings are errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p speedread --features hub --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
-	find scripts benchmarks crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
+	find scripts benchmarks benches tools crates -name '*.py' -print0 | PYTHONPYCACHEPREFIX=$(TARGET)/pycache xargs -0 $(PYTHON) -m py_compile
 	find scripts .ci -type f \( -name '*.sh' -o -name run \) -print0 | xargs -0 -n1 bash -n
 
 check-kernels:  ## Compile the CUDA kernels and refuse spilled registers (needs nvcc, says so without it)

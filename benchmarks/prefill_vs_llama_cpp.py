@@ -68,7 +68,7 @@ def child(arguments):
 
 
 def run_speedread(binary, path, count, threads, dense, precision):
-    command = [binary, "bench", "prefill", "-m", path, "--lengths", str(count), "--repeat", "1", "--json", "--sparse-only"]
+    command = [binary, "bench", "prefill", "-m", path, "--lengths", str(count), "--repeat", "1", "--json", "--sparse-only", "--device", "cpu"]
     command += ["--threads", str(threads), "--precision", precision, "--attention", "dense" if dense else "auto"]
     out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     run = out["rows"][0]["sparse"]

@@ -3,20 +3,31 @@
 
     cargo build --release
     pip install torch fa3-fwd==0.0.3
-    python benches/peers/compare.py --json attention.json
+    cargo build --release -p speedread-attention --example bench_attention
+    python benches/peers/compare.py --alone --json attention.json
 
 Dense causal attention of each library and of speedread, and speedread's sparse attention, index building included; bf16, device time. In every
-round each has its turn, so that a change of the clock hits all alike; medians count. Dense TFLOPS count 4 * n * n / 2 * dim * heads.
+round each has its turn, so that a change of the clock hits all alike; medians count. Dense TFLOPS count 4 * n * n / 2 * dim * heads. --alone adds
+the kernels over ready-made indexes, so that one command makes the whole record that benchmarks/report.py reads.
 """
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 OURS = "speedread"
+# From so many tokens on a run takes seconds: there is one of each.
+LONG = 262_144
+# Tokens of a call that loads a library's code in front of such a run.
+SHORT = 8192
+# What bench_attention runs for --alone: every case of Hopper's kernel, and dense attention of the portable one.
+ALONE = [["--n", "131072", "--kernel", "sm90"],
+         *(["--n", "32768", "--dim", str(dim), "--kernel", "portable", "--case", "dense"] for dim in (128, 96, 64))]
 SHAPES = "8192x128,32768x128,131072x128,524288x128,1048576x128,32768x64,32768x96"
 
 
@@ -40,29 +51,80 @@ class Libraries:
         return json.loads(line)
 
 
-def ours(binary, n, dim, heads, kv_heads, patterns, runs):
-    """Milliseconds, and those of the index, by pattern."""
+class Clocks:
+    """What the GPU's clocks and power are while something runs, by nvidia-smi; nothing where it is not."""
+    FIELDS = ("clocks.sm", "clocks.mem", "power.draw")
+
+    def __init__(self, command=("nvidia-smi",)):
+        self.samples, self.process = [], None
+        visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",") if part]
+        query = [f"--query-gpu={','.join(self.FIELDS)}", "--format=csv,noheader,nounits", "-lms", "500", "-i", visible[0] if visible else "0"]
+        try:
+            self.process = subprocess.Popen([*command, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError:
+            return
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.process.stdout:
+            try:
+                self.samples.append([float(field) for field in line.split(",")])
+            except ValueError:
+                pass  # a field that this device does not have
+
+    def take(self):
+        """Least, median and most of each field since the last call; None without samples."""
+        taken, self.samples = self.samples, []
+        columns = zip(self.FIELDS, zip(*taken)) if taken else []
+        return {name: [min(column), statistics.median(column), max(column)] for name, column in columns} or None
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+def ours(binary, n, dim, heads, kv_heads, patterns, runs, about=None):
+    """Milliseconds, and those of the index, by pattern. What the program says of itself goes into `about`."""
     command = [binary, "bench", "attention", "--device", "cuda", "--heads", f"{heads}/{kv_heads}/{dim}", "--lengths", str(n), "--repeat", str(runs), "--json"]
     for pattern in patterns:
         command += ["--attention", pattern]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"compare.py: {' '.join(command)}: exit code {done.returncode}")
-    return {row["attention"]: row for row in json.loads(done.stdout)["rows"]}
+    said = json.loads(done.stdout)
+    if about is not None:
+        about.update({name: said[name] for name in ("version", "commit", "kernel", "driver_version", "driver_cuda_version") if name in said})
+    return {row["attention"]: row for row in said["rows"]}
 
 
-def measure(args, libraries, names, n, dim):
+def alone(binary, heads, kv_heads):
+    """What bench_attention prints, and the commands."""
+    rows, commands = [], []
+    for options in ALONE:
+        command = [*options, "--heads", str(heads), "--kv-heads", str(kv_heads)]
+        done = subprocess.run([binary, *command], stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            sys.exit(f"compare.py: {binary} {' '.join(command)}: exit code {done.returncode}")
+        rows += [json.loads(line) for line in done.stdout.splitlines() if line]
+        commands.append(" ".join(["bench_attention", *command]))
+    return {"command": "; ".join(commands), "rows": rows}
+
+
+def measure(args, libraries, names, n, dim, about=None):
     """Samples in ms: {"dense": {library: [..]}, "sparse": {pattern: {"ms": [..], "index_ms": [..]}}, "missing": {library: why}}."""
-    # One run takes many seconds there.
-    long = n >= 262_144
+    long = n >= LONG
     runs = 1 if long else args.runs
     found = {"n": n, "dim": dim, "heads": args.heads, "kv_heads": args.kv_heads, "dense": {}, "sparse": {}, "missing": {}}
     for _ in range(1 if long else args.rounds):
-        rows = ours(args.speedread, n, dim, args.heads, args.kv_heads, ["dense"], runs)
+        rows = ours(args.speedread, n, dim, args.heads, args.kv_heads, ["dense"], runs, about)
         found["dense"].setdefault(OURS, []).append(rows["dense"]["milliseconds"])
         for name in names:
             if name in found["missing"] or (long and name != names[0]):
                 continue
+            if long:
+                # Its code is loaded by a call that costs nothing; whether it takes the shape, the real one says.
+                libraries.time(name, SHORT, dim, args.heads, args.kv_heads, 1, 1)
             reply = libraries.time(name, n, dim, args.heads, args.kv_heads, 0 if long else 1, runs)
             if "error" in reply:
                 found["missing"][name] = reply["error"]
@@ -98,7 +160,7 @@ def said(command):
     """What a program says; nothing where there is none."""
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.strip()
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
@@ -119,26 +181,49 @@ def main():
     parser.add_argument("--sparse", nargs="*", default=["vertical-slash-tiles:48,8", "vertical-slash-tiles:8,48"], help="speedread's sparse patterns")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each; one from 262,144 tokens on")
     parser.add_argument("--runs", type=int, default=5, help="runs of a turn; one of dense attention from 262,144 tokens on")
+    parser.add_argument("--alone", action="store_true", help="also run bench_attention: kernels over ready-made indexes")
+    parser.add_argument("--bench-attention", default="target/release/examples/bench_attention", help="that program")
     parser.add_argument("--json", help="file for all samples")
     args = parser.parse_args()
+    if args.alone and not pathlib.Path(args.bench_attention).is_file():
+        sys.exit(f"compare.py: {args.bench_attention} is not there; cargo build --release -p speedread-attention --example bench_attention makes it")
     libraries = None if args.libraries == "none" else Libraries(args.libraries.split())
     about = libraries.about if libraries else {"libraries": [], "missing": {}}
     names = [name for name in about["libraries"] if name.startswith(args.only)]
     for name, why in about["missing"].items():
         print(f"{name} is left out: {why}")
-    rows = []
-    for n, dim in args.shapes:
-        rows.append(measure(args, libraries, names, n, dim))
-        print(table(rows[-1:]), flush=True)
-    print("\n" + table(rows))
-    if args.json:
-        result = {
-            "what": "Attention alone, bf16, causal, device time in ms; each library in turns with speedread", "date": time.strftime("%Y-%m-%d"),
-            "gpu": said(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit", "--format=csv,noheader"]),
-            "commit": said(["git", "-C", str(here), "rev-parse", "--short", "HEAD"]),
-            "command": " ".join(["python", "benches/peers/compare.py", *sys.argv[1:]]), "libraries": about, "rows": rows,
-        }
-        pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    commit = said(["git", "-C", str(here), "rev-parse", "--short", "HEAD"])
+    rows, program = [], {}
+    result = {
+        "what": "Attention alone, bf16, causal, device time in ms; each library in turns with speedread", "date": time.strftime("%Y-%m-%d"),
+        "gpu": said(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit", "--format=csv,noheader"]),
+        "commit": commit, "command": " ".join(["python", "benches/peers/compare.py", *sys.argv[1:]]), "libraries": about, "speedread": program,
+        "rows": rows,
+    }
+
+    def save():
+        # After every shape: a run of an hour that fails keeps what it has.
+        if args.json:
+            pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+
+    clocks = Clocks()
+    try:
+        for n, dim in args.shapes:
+            rows.append(measure(args, libraries, names, n, dim, program))
+            if seen := clocks.take():
+                # Each as [least, median, most] of samples during the whole row, pauses between the runs among them.
+                rows[-1]["clocks"] = seen
+            print(table(rows[-1:]), flush=True)
+            save()
+        print("\n" + table(rows))
+        if args.alone:
+            result["alone"] = {"commit": commit, **alone(args.bench_attention, args.heads, args.kv_heads)}
+            if seen := clocks.take():
+                result["alone"]["clocks"] = seen
+            print(f"alone: {len(result['alone']['rows'])} rows")
+            save()
+    finally:
+        clocks.stop()
 
 
 if __name__ == "__main__":

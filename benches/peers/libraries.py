@@ -2,12 +2,13 @@
 """Dense causal attention of other libraries on a GPU: FlashAttention-3 (the wheel fa3-fwd, on PYTHONPATH), and torch's kernels of cuDNN and of
 FlashAttention-2.
 
-A server for compare.py. The first line it prints says which libraries there are, and why others are not. Then for every line
+A server for compare.py. The first line it prints says which libraries there are, of which version, and why others are not. Then for every line
 
     {"library": NAME, "n": TOKENS, "dim": HEAD_DIM, "heads": QUERY_HEADS, "kv_heads": KEY_HEADS, "warm_up": RUNS, "runs": RUNS}
 
 on its input it prints {"ms": [device time of each run]} or {"error": WHY}.
 """
+import importlib.metadata
 import json
 import sys
 
@@ -37,6 +38,17 @@ def libraries():
     found["cuDNN"] = sdpa(SDPBackend.CUDNN_ATTENTION)
     found["FlashAttention-2"] = sdpa(SDPBackend.FLASH_ATTENTION)
     return found, missing
+
+
+def versions():
+    """Versions of the packages that the libraries come in; of those that say it."""
+    found = {}
+    for package in ("fa3-fwd", "torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
 
 
 def timed(call, runs):
@@ -73,7 +85,7 @@ def main():
     if not torch.cuda.is_available():
         sys.exit("libraries.py: torch finds no CUDA device")
     found, missing = libraries()
-    print(json.dumps({"libraries": list(found), "missing": missing, "torch": torch.__version__, "gpu": torch.cuda.get_device_name()}), flush=True)
+    print(json.dumps({"libraries": list(found), "missing": missing, "versions": versions(), "torch": torch.__version__, "gpu": torch.cuda.get_device_name()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(found, json.loads(line))), flush=True)
 

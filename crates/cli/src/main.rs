@@ -8,6 +8,7 @@ mod heatmap;
 mod input;
 mod output;
 mod prompt;
+mod provenance;
 
 use std::process::ExitCode;
 

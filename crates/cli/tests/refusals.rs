@@ -35,6 +35,14 @@ fn wrong_usage_exits_with_2() {
         (&["run"], "PROMPT"),
         (&["inspect", "--attention-map", "3.1"], "--output"),
         (&["inspect", "--attention-map", "3", "-f", "x", "-o", "y"], "LAYER.HEAD"),
+        (&["ask", "why?", "--chunk", "1.5K"], "such as 4096, 128K"),
+        (&["chat", "--context", "2G"], "--context"),
+        (&["inspect", "--context", "99999999999999999999"], "too many tokens"),
+        (&["inspect", "--synthetic", "llama-3-8b"], "--memory"),
+        (&["inspect", "--memory", "--synthetic", "llama-3-8b", "-m", "smollm2"], "cannot be used with"),
+        (&["calibrate", "-f", "x", "-o", "y", "--lengths", "8K,0"], "at least one token"),
+        (&["eval", "perplexity", "-f", "x", "-o", "y", "--lengths", "1K,,2K"], "such as 4096"),
+        (&["bench", "decode", "--lengths", "1K,4194304M"], "too many tokens"),
         (&["bench", "prefill", "--lengths", "0"], "--lengths"),
         (&["bench", "prefill", "--synthetic", "llama-9"], "llama-3-8b"),
         (&["bench", "attention", "--heads", "7/2/64"], "must divide"),
@@ -55,18 +63,63 @@ fn attention_alone_is_timed() {
     let cache = tempdir().unwrap();
     let args =
         ["bench", "attention", "--device", "cpu", "--heads", "4/2/64", "--lengths", "300", "--repeat", "1", "--json"];
+    // Dense attention is what others are compared with, wherever it stands.
     let run =
-        speedread(&cache).args(args).args(["--attention", "dense", "--attention", "a-shape:4,64"]).assert().success();
+        speedread(&cache).args(args).args(["--attention", "a-shape:4,64", "--attention", "dense"]).assert().success();
     let found: serde_json::Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
     let rows = found["rows"].as_array().unwrap();
     assert_eq!(
         rows.iter().map(|row| row["attention"].as_str().unwrap()).collect::<Vec<_>>(),
-        ["dense", "a-shape:4,64"]
+        ["a-shape:4,64", "dense"]
     );
-    assert!(rows[0]["density"] == 1.0 && rows[1]["density"].as_f64().unwrap() < 1.0);
+    assert!(rows[1]["density"] == 1.0 && rows[0]["density"].as_f64().unwrap() < 1.0);
+    let ms = |row: usize| rows[row]["milliseconds"].as_f64().unwrap();
+    assert_eq!((rows[0]["speed_up"].as_f64(), &rows[1]["speed_up"]), (Some(ms(1) / ms(0)), &serde_json::json!(1.0)));
+    // What made the numbers stands beside them.
+    assert_eq!(found["version"], env!("CARGO_PKG_VERSION"));
+    assert!(found["command"].as_str().unwrap().starts_with("speedread bench attention --device cpu"), "{found}");
+    assert!(found["data"].as_str().unwrap().contains("random") && found["date"].as_str().unwrap().ends_with('Z'));
     assert!(
         rows.iter().all(|row| row["tflops"].as_f64().unwrap() > 0.0 && row["milliseconds"].as_f64().unwrap() > 0.0)
     );
+}
+
+#[test]
+fn attention_that_does_not_fit_says_what_would() {
+    let cache = tempdir().unwrap();
+    let bench = ["bench", "attention", "--device", "cpu", "--lengths"];
+    refused(&cache, &[&bench[..], &["1K,1048576M"]].concat(), 1, "the longest that fits is");
+    let heads = ["1K", "--heads", "1000000000000/1/18446744073709551615"];
+    refused(&cache, &[&bench[..], &heads].concat(), 1, "at any length");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_attention_alone() {
+    use std::time::{Duration, Instant};
+
+    // Minutes, if it were not stopped.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_speedread"))
+        .args([
+            "bench",
+            "attention",
+            "--device",
+            "cpu",
+            "--lengths",
+            "64K",
+            "--heads",
+            "32/1/64",
+            "--attention",
+            "dense",
+        ])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(3000));
+    let began = Instant::now();
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?} to stop", began.elapsed());
 }
 
 #[test]

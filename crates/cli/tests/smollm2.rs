@@ -174,6 +174,10 @@ fn prefill_is_timed() {
     let bench =
         json(&mut stage.run("bench prefill", &["--lengths", "64,256", "--repeat", "1", "--json", "--svg", &svg]));
     let rows = bench["rows"].as_array().unwrap();
+    assert_eq!((&bench["weights"], &bench["tokens_from"]), (&json!("the model's"), &json!("made up")));
+    for field in ["version", "command", "date", "kernel", "peak_memory_bytes", "threads"] {
+        assert!(!bench[field].is_null(), "{field}: {bench}");
+    }
     assert_eq!(rows.iter().map(|row| row["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [64, 256]);
     for row in rows {
         assert!(
@@ -191,6 +195,12 @@ fn prefill_is_timed() {
     // 150 more positions of 30 layers, 3 heads of 64, keys and values, in 4 bytes each.
     let bytes = |row: usize| rows[row]["bytes_per_token"].as_u64().unwrap();
     assert_eq!(bytes(1) - bytes(0), 150 * 30 * 3 * 64 * 2 * 4);
+    // Both runs show their phases.
+    let text = stage.run("bench prefill", &["--lengths", "64", "--repeat", "1"]).assert().success();
+    let text = String::from_utf8_lossy(&text.get_output().stdout).into_owned();
+    let phases =
+        |name: &str| text.lines().filter(|line| line.contains(name) && line.matches(" s").count() >= 5).count();
+    assert_eq!((phases(" dense "), phases(" sparse ")), (1, 1), "{text}");
     stage.run("bench decode", &["--lengths", "8190"]).assert().code(1).stderr(says("context of 8192"));
     stage.run("bench prefill", &["--lengths", "9000"]).assert().code(1).stderr(says("context of 8192"));
 }

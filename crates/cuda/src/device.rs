@@ -27,6 +27,19 @@ impl Device {
         result::device::get_count().map_or(0, |count| count.max(0) as usize)
     }
 
+    /// The newest CUDA version that the driver serves, such as (13, 0); `None` where there is no driver.
+    pub fn driver_version() -> Option<(u32, u32)> {
+        // SAFETY: only tries to load the driver library.
+        if !unsafe { sys::is_culib_present() } {
+            return None;
+        }
+        let mut version = 0;
+        // SAFETY: the library is there, and fills the number it is given.
+        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
+        let version = u32::try_from(version).ok()?;
+        Some((version / 1000, version % 1000 / 10))
+    }
+
     /// Opens device `ordinal` (its primary context).
     ///
     /// # Errors

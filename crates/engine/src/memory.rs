@@ -124,6 +124,28 @@ pub fn check(
     if plan.total() <= available {
         return Ok(());
     }
+    Err(Error::Request(format!(
+        "{} tokens need {} of memory (weights {}, key/value cache {}, activations {}, scratch {}); {} are available. \
+         What would fit: {}",
+        options.context,
+        bytes(plan.total()),
+        bytes(plan.weights),
+        bytes(plan.kv),
+        bytes(plan.activations),
+        bytes(plan.scratch),
+        bytes(available),
+        what_would_fit(config, weights, options, device, available).join(", or ")
+    )))
+}
+
+/// What of a session that does not fit `available` bytes could be changed so that it does: options, or a shorter context; at least one.
+pub fn what_would_fit(
+    config: &ModelConfig,
+    weights: u64,
+    options: &SessionOptions,
+    device: DeviceKind,
+    available: u64,
+) -> Vec<String> {
     let fits = |options: &SessionOptions| MemoryPlan::new(config, weights, options, device).total() <= available;
     let mut advice = vec![];
     // The largest chunk that fits, then a smaller cache type, then both, then a shorter context.
@@ -183,18 +205,7 @@ pub fn check(
             DeviceKind::Cpu => "a smaller model".into(),
         });
     }
-    Err(Error::Request(format!(
-        "{} tokens need {} of memory (weights {}, key/value cache {}, activations {}, scratch {}); {} are available. \
-         What would fit: {}",
-        options.context,
-        bytes(plan.total()),
-        bytes(plan.weights),
-        bytes(plan.kv),
-        bytes(plan.activations),
-        bytes(plan.scratch),
-        bytes(available),
-        advice.join(", or ")
-    )))
+    advice
 }
 
 /// `1.4 GB`, `402 MB`.

@@ -17,6 +17,10 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::Matrix;
 use crate::{Error, Result};
 
+/// What random weights imitate of real ones, in a line.
+pub const STRUCTURE: &str =
+    "biases make every query head prefer a distance and some tokens wherever they stand; no attention sinks";
+
 /// A row of the table of shapes.
 struct Shape {
     name: &'static str,
@@ -102,8 +106,15 @@ pub fn config(name: &str) -> Result<ModelConfig> {
     Ok(config)
 }
 
+/// Weights in the matrices of a model of this shape.
+pub fn parameters(config: &ModelConfig) -> u64 {
+    let rows = 2 * config.q_dim() + 2 * config.kv_dim() + 3 * config.feed_forward;
+    let tables = if config.tied_embeddings.unwrap_or(false) { 1 } else { 2 };
+    (config.layers * rows + tables * config.vocab) as u64 * config.hidden as u64
+}
+
 /// Where a synthetic model says it is.
-pub(crate) fn path(name: &str) -> PathBuf {
+pub fn path(name: &str) -> PathBuf {
     PathBuf::from(format!("synthetic:{name}"))
 }
 
@@ -232,12 +243,7 @@ mod tests {
 
     #[test]
     fn every_shape_is_valid_and_has_its_size() {
-        let billions = |name: &str| {
-            let c = config(name).unwrap();
-            let layer = c.hidden * (2 * c.q_dim() + 2 * c.kv_dim() + 3 * c.feed_forward);
-            let tables = if c.tied_embeddings == Some(true) { 1 } else { 2 };
-            (c.layers * layer + tables * c.vocab * c.hidden) as f64 / 1e9
-        };
+        let billions = |name: &str| parameters(&config(name).unwrap()) as f64 / 1e9;
         // As their makers state them.
         for (name, stated) in [
             ("llama-3-8b", 8.03),

@@ -10,14 +10,14 @@ use speedread_attention::Pattern;
 use speedread_engine::device::DeviceChoice;
 use speedread_engine::synthetic;
 
-use super::{Attention, ModelArgs, PrefillArgs, parse_attention};
+use super::{Attention, ModelArgs, PrefillArgs, parse_attention, parse_tokens};
 
 pub const EXAMPLES: &str = "Examples:
   speedread bench prefill --lengths 2048,8192,32768 --json > prefill.json
   speedread bench prefill -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg
-  speedread bench prefill --synthetic qwen2.5-7b-1m --lengths 131072,1048576 --device cuda
+  speedread bench prefill --synthetic qwen2.5-7b-1m --lengths 128K,1M --device cuda
   speedread bench decode --synthetic llama-3-8b --lengths 1024,131072
-  speedread bench attention --heads 32/8/128 --lengths 8192,131072 --attention dense --attention vertical-slash-tiles:8,48";
+  speedread bench attention --heads 32/8/128 --lengths 8K,128K --attention dense --attention vertical-slash-tiles:8,48";
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -44,7 +44,7 @@ pub struct PromptArgs {
     #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(synthetic::names()))]
     pub synthetic: Option<String>,
     /// Prompt lengths in tokens
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,2048,4096,8192")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens, default_value = "1024,2048,4096,8192")]
     pub lengths: Vec<NonZeroUsize>,
     /// Text to read instead of made-up tokens; the longest length must fit in it
     #[arg(short, long = "file", value_name = "PATH", num_args = 1..)]
@@ -58,7 +58,7 @@ pub struct DecodeBenchArgs {
     #[command(flatten)]
     pub prompt: PromptArgs,
     /// Tokens to generate after each prompt; the median of their times counts
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens, default_value = "64")]
     pub tokens: NonZeroUsize,
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -88,8 +88,8 @@ pub struct AttentionBenchArgs {
     /// Query heads, key/value heads and components of a head
     #[arg(long, value_name = "Q/KV/DIM", default_value = "32/8/128")]
     pub heads: Heads,
-    /// Prompt lengths in tokens
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,4096,16384")]
+    /// Prompt lengths in tokens [default: 1K,4K,16K on the CPU, 8K,32K,128K on CUDA devices]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
     /// What each query looks at, as for `speedread ask`; may be repeated [default: dense and auto]
     #[arg(long, value_name = "PATTERN", value_parser = parse_attention)]

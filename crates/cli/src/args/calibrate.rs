@@ -8,7 +8,7 @@ use speedread_calibrate::{Family, LayerWeights, Objective, Search, Target};
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::session::Precision;
 
-use super::{ModelArgs, parse_precision};
+use super::{ModelArgs, parse_precision, parse_tokens};
 
 pub const EXAMPLES: &str = "Examples:
   speedread calibrate -f novel.txt essays.txt -o patterns.json
@@ -28,7 +28,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub held_out: Vec<String>,
     /// Prompt lengths in tokens; a prompt is read with the patterns of the next longer one [default: 8192, within the model's context]
-    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
     /// What attention may cost, or lose: default (the time of the uniform default), time:SHARE or density:SHARE of dense attention,
     /// error:BOUND (squared error of the attention output, relative)

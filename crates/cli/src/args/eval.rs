@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use speedread_attention::Pattern;
 
-use super::{Attention, ModelArgs, ReadingArgs, parse_attention};
+use super::{Attention, ModelArgs, ReadingArgs, parse_attention, parse_tokens};
 
 pub const EXAMPLES: &str = "Examples:
   speedread eval ruler ruler-8k/*.jsonl -m qwen2.5-coder-1.5b -o ruler-8k.results.jsonl
@@ -134,10 +134,10 @@ pub struct SampleArgs {
     #[arg(long, value_name = "N")]
     pub samples: Option<NonZeroUsize>,
     /// Only samples made for these lengths (the next power of two of RULER's field length)
-    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
     /// Most tokens of an answer, where the data or the benchmark say more
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub max_new_tokens: Option<NonZeroUsize>,
 }
 
@@ -189,7 +189,7 @@ pub struct NeedlesArgs {
     #[arg(short, long, value_name = "RESULTS.jsonl")]
     pub output: PathBuf,
     /// Lengths in tokens, with template, question and room for the answer
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,2048,4096,8192")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens, default_value = "1024,2048,4096,8192")]
     pub lengths: Vec<NonZeroUsize>,
     /// Depths, evenly spaced from the beginning to the end of the text
     #[arg(long, value_name = "N", default_value = "5")]
@@ -221,7 +221,7 @@ pub struct PerplexityArgs {
     #[arg(short, long, value_name = "RESULTS.jsonl")]
     pub output: PathBuf,
     /// Lengths in tokens: the beginning of each text is read
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024,4096")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens, default_value = "1024,4096")]
     pub lengths: Vec<NonZeroUsize>,
     /// Draw perplexity by length (SVG)
     #[arg(long, value_name = "FILE")]

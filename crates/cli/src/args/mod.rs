@@ -3,20 +3,26 @@
 pub mod bench;
 pub mod calibrate;
 pub mod eval;
+mod tokens;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use speedread_attention::{FORMS, Pattern, PatternFile};
-use speedread_engine::device::{DeviceChoice, Needs};
+use speedread_engine::config::ModelConfig;
+use speedread_engine::device::{DeviceChoice, DeviceKind, Needs};
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::model::{Model, ModelOptions};
 use speedread_engine::rope::RopeScaling;
 use speedread_engine::sampler::SamplerOptions;
 use speedread_engine::session::{AttentionChoice, Precision, SessionOptions};
+use speedread_engine::synthetic;
+
+use tokens::parse_tokens;
 
 /// Read million-token prompts fast: ask a language model about long documents through sparse attention.
 #[derive(Debug, Parser)]
@@ -32,7 +38,8 @@ pub struct Cli {
     pub verbose: u8,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted (Ctrl-C).";
+const EXIT_CODES: &str = "Numbers of tokens may be written in units of 1024: 128K is 131072, 1M is 1048576.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted (Ctrl-C).";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -79,7 +86,8 @@ An empty line or end of input (Ctrl-D) ends the talk. Ctrl-C ends an answer.";
 
 const INSPECT_EXAMPLES: &str = "Examples:
   speedread inspect
-  speedread inspect -m ./model.gguf --context 131072
+  speedread inspect --memory -m ./model.gguf --context 128K
+  speedread inspect --memory --synthetic llama-3-8b --context 1M --device cuda --kv fp8
   speedread inspect --patterns patterns.json
   speedread inspect --attention-map 12.3 -f essay.txt -o map.png";
 
@@ -153,7 +161,7 @@ pub struct ReadingArgs {
     #[arg(long)]
     pub no_dense_fallback: bool,
     /// Send the prompt through the model N tokens at a time: less memory, a little slower
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub chunk: Option<NonZeroUsize>,
     /// Element type of the key/value cache: f32, f16 or bf16 on the CPU [default: f16]; bf16 or fp8 on CUDA devices [default: bf16]
     #[arg(long, value_name = "TYPE")]
@@ -220,17 +228,27 @@ const AUDIT_ROWS: usize = 64;
 impl PrefillArgs {
     /// Session options for `context` tokens.
     pub fn session(&self, model: &Model, context: usize) -> anyhow::Result<SessionOptions> {
+        self.session_on(&model.config, model.device(), context, || model.fingerprint())
+    }
+
+    /// The same on a device that the model was not taken to.
+    pub fn session_on(
+        &self,
+        config: &ModelConfig,
+        device: DeviceKind,
+        context: usize,
+        fingerprint: impl FnOnce() -> String,
+    ) -> anyhow::Result<SessionOptions> {
         let attention = match (&self.patterns, self.attention) {
             (Some(path), _) => {
-                let (layers, heads) = (model.config.layers, model.config.heads);
-                let table = PatternFile::read(path)?.table(layers, heads, &model.fingerprint());
+                let table = PatternFile::read(path)?.table(config.layers, config.heads, &fingerprint());
                 AttentionChoice::PerHead(table.with_context(|| path.display().to_string())?)
             }
             (None, attention) => attention.choice(),
         };
         let audit_rows = self.audit.then_some(AUDIT_ROWS);
         let options = SessionOptions { attention, audit_rows, ..self.reading.session(context) };
-        model.device().check_kv(options.cache_type(model.device()))?;
+        device.check_kv(options.cache_type(device))?;
         Ok(options)
     }
 }
@@ -240,7 +258,7 @@ impl PrefillArgs {
 #[command(next_help_heading = "Answer")]
 pub struct SamplingArgs {
     /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value = "512")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens, default_value = "512")]
     pub max_tokens: NonZeroUsize,
     /// 0 takes the likeliest token every time
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -333,7 +351,7 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Tokens the talk may take in all [default: the documents and 8192 more, within the model's context]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub context: Option<NonZeroUsize>,
     /// Print one JSON object a turn instead of text
     #[arg(long)]
@@ -344,8 +362,15 @@ pub struct ChatArgs {
 pub struct InspectArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Show only the memory that a prompt would need, and what would make it fit; no weights are loaded
+    #[arg(long, conflicts_with = "attention_map")]
+    pub memory: bool,
+    /// Plan for the shape of a real model instead of a model that is there
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "patterns"], requires = "memory",
+          value_parser = PossibleValuesParser::new(synthetic::names()))]
+    pub synthetic: Option<String>,
     /// Tokens to plan memory for [default: the model's context]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub context: Option<NonZeroUsize>,
     /// Draw this head's attention over --file, and the keys the pattern keeps
     #[arg(long, value_name = "LAYER.HEAD", requires_all = ["files", "output"], value_parser = parse_layer_head)]

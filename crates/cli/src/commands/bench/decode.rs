@@ -36,7 +36,7 @@ pub fn run(args: &DecodeBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
     let prompts = Prompts::new(&args.prompt, steps, interrupt)?;
     let bandwidth = prompts.model.memory_bandwidth()?;
     if !args.json {
-        println!("{} | {}", prompts.model.path().display(), prompts.device(&args.prompt));
+        prompts.print_about(&args.prompt);
         println!("memory: {:.0} GB/s, measured", bandwidth / 1e9);
         println!(
             "{:>8} {:>12} {:>10} {:>12} {:>10} {:>16}",
@@ -63,7 +63,6 @@ pub fn run(args: &DecodeBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
         let mut all = prompts.about(&args.prompt)?;
         all["steps"] = json!(args.tokens);
         all["bandwidth_bytes_per_s"] = json!(bandwidth);
-        all["peak_memory_bytes"] = json!(output::peak_memory());
         all["rows"] = json!(rows);
         output::json(&all)?;
     }

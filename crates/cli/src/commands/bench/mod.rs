@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use speedread_engine::device::Needs;
 use speedread_engine::model::Model;
 use speedread_engine::session::AttentionChoice;
+use speedread_engine::synthetic;
 
 use crate::args::bench::{BenchArgs, BenchCommand, PromptArgs};
 use crate::context::{Interrupt, open_model, synthetic_model};
-use crate::{input, output};
+use crate::{input, provenance};
 
 pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     match args.what {
@@ -51,6 +52,21 @@ impl Prompts {
         Ok(Self { model, ids, lengths })
     }
 
+    /// What is read and with which weights, for people and machines.
+    fn weights(&self, args: &PromptArgs) -> String {
+        match &args.synthetic {
+            Some(shape) => format!("random, in the published shape of {shape}; {}", synthetic::STRUCTURE),
+            None => "the model's".into(),
+        }
+    }
+
+    /// The lines in front of a table.
+    fn print_about(&self, args: &PromptArgs) {
+        println!("{} | {}", self.model.path().display(), self.device(args));
+        let prompts = if args.files.is_empty() { "made-up tokens" } else { "from the files" };
+        println!("weights: {} | prompts: {prompts}", self.weights(args));
+    }
+
     /// What the model runs on.
     fn device(&self, args: &PromptArgs) -> String {
         let on_cpu =
@@ -61,9 +77,10 @@ impl Prompts {
     /// What there is to say of a run, for machines, beside its rows.
     fn about(&self, args: &PromptArgs) -> anyhow::Result<Value> {
         let options = args.prefill.session(&self.model, self.ids.len())?;
-        Ok(json!({
-            "version": env!("CARGO_PKG_VERSION"),
+        let mut all = Value::Object(provenance::of_run(args.model.device, self.model.device_name()));
+        let run = json!({
             "model": self.model.path(),
+            "weights": self.weights(args),
             "tokens_from": if args.files.is_empty() { json!("made up") } else { json!(args.files) },
             "attention": match &options.attention {
                 AttentionChoice::Auto => "auto".to_owned(),
@@ -73,11 +90,14 @@ impl Prompts {
                 AttentionChoice::Fixed(_) => "static".to_owned(),
             },
             "kv": options.cache_type(self.model.device()).to_string(),
-            "device": self.model.device_name(),
-            "kernel": args.prefill.reading.precision.kernel().name(),
-            "threads": rayon::current_num_threads(),
-            "cpu": output::cpu(),
-        }))
+            "kernel": super::kernel(&self.model, args.prefill.reading.precision),
+        });
+        let (name, peak) = provenance::peak_memory(self.model.device_name());
+        all[name] = peak;
+        if let (Value::Object(all), Value::Object(run)) = (&mut all, run) {
+            all.extend(run);
+        }
+        Ok(all)
     }
 }
 

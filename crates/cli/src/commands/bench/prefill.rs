@@ -45,10 +45,10 @@ pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
     let prompts = Prompts::new(&args.prompt, 0, interrupt)?;
     let model = &prompts.model;
     if !args.json {
-        println!("{} | {}", model.path().display(), prompts.device(&args.prompt));
+        prompts.print_about(&args.prompt);
         println!(
-            "{:>8} {:>22} {:>22} {:>9} {:>8}  sparse: linear / index / attention / other",
-            "tokens", "dense", "sparse", "speed-up", "density"
+            "{:>8} {:<9} {:>11} {:>8} {:>8} {:>9} {:>9} {:>9} {:>11} {:>9}",
+            "tokens", "attention", "time", "tok/s", "speed-up", "density", "linear", "index", "attention", "other"
         );
     }
     let mut rows = vec![];
@@ -65,7 +65,6 @@ pub fn run(args: PrefillBenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> 
     if args.json {
         let mut all = prompts.about(&args.prompt)?;
         all["repeat"] = json!(args.repeat);
-        all["peak_memory_bytes"] = json!(output::peak_memory());
         all["rows"] = json!(rows);
         output::json(&all)?;
     }
@@ -92,21 +91,27 @@ fn measure(model: &Model, args: &PrefillBenchArgs, ids: &[u32], interrupt: &Inte
     Ok(Row { tokens: ids.len(), dense, sparse: sparse.context("at least one run")? })
 }
 
+/// A line a run: what it took, and the seconds of its phases.
 fn print_row(row: &Row) {
-    let cell = |run: &Run| format!("{} {:>6.0} tok/s", seconds(run.seconds), run.tokens_per_s);
-    let dense = row.dense.as_ref().map_or("-".into(), cell);
-    let gain = row.dense.as_ref().map_or("-".into(), |dense| format!("{:.2}x", dense.seconds / row.sparse.seconds));
-    let p = row.sparse.phases;
-    println!(
-        "{:>8} {dense:>22} {:>22} {gain:>9} {:>6.1} %  {:.2} / {:.2} / {:.2} / {:.2} s",
-        row.tokens,
-        cell(&row.sparse),
-        100.0 * row.sparse.density,
-        p.linear_s,
-        p.index_s,
-        p.attention_s,
-        p.other_s,
-    );
+    let line = |name: &str, run: &Run, gain: String| {
+        let p = run.phases;
+        println!(
+            "{:>8} {name:<9} {:>11} {:>8.0} {gain:>8} {:>7.1} % {:>7.2} s {:>7.2} s {:>9.2} s {:>7.2} s",
+            row.tokens,
+            seconds(run.seconds),
+            run.tokens_per_s,
+            100.0 * run.density,
+            p.linear_s,
+            p.index_s,
+            p.attention_s,
+            p.other_s,
+        );
+    };
+    if let Some(dense) = &row.dense {
+        line("dense", dense, String::new());
+    }
+    let gain = row.dense.as_ref().map(|dense| format!("{:.2}x", dense.seconds / row.sparse.seconds));
+    line("sparse", &row.sparse, gain.unwrap_or_default());
 }
 
 /// Tokens per second by length.
