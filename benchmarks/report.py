@@ -106,13 +106,16 @@ def searches():
         took = f"{time}{' for ' + ', '.join(lengths) + ' tokens' if len(lengths) > 1 else ''}, comparisons included"
         for length in result["lengths"]:
             heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
-            parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {result['target']}\n\n"
+            weights = {"measured": ", layers weighed", "equal": ", layers alike"}.get(result.get("layer_weights"), "")
+            parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {result['target']}{weights}\n\n"
                          f"{length['candidates']} candidates a head, on {', '.join(result['texts'])}; {took}, {result['device']} with {result['threads']} threads. "
                          f"Heads: {heads}.")
-            rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2)]
-                    for c in length["comparisons"]]
-            parts.append(table(["patterns", "unseen text", "time", "density", "error", "recall"], rows))
-        parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{name.replace('search_', 'patterns_')}.png)")
+            rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2),
+                     f"{c['divergence']:.4f}" if c.get("divergence") is not None else ""] for c in length["comparisons"]]
+            parts.append(table(["patterns", "unseen text", "time", "density", "error", "recall", "divergence"], rows))
+        picture = f"{name.replace('search_', 'patterns_')}.png"
+        if (HERE / "figures" / picture).exists():
+            parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{picture})")
         parts.append(recorded(result))
     return "\n\n".join(parts)
 
@@ -155,37 +158,47 @@ def grids():
     return "\n\n".join(parts)
 
 
+def recorded_runs(runs):
+    """What made the runs of record_gpu.py, a command a line."""
+    first = runs[0]
+    about = f"Recorded {first['date'][:10]} on {first['device']}, driver {first['driver_version']}, {first['power_limit_w']:.0f} W, commit {first['commit']}:"
+    return "\n".join([about, "", *(f"    {run['command']}" for run in runs)])
+
+
+def shape_of(run):
+    return run["model"].removeprefix("synthetic:")
+
+
 def prefill_gpu():
-    result = load("prefill_h200.json")
+    runs = load("prefill_h200.json")["runs"]
+    measured = [(run, row) for run in runs for row in run["rows"]]
     rows = []
-    for row in result["prefill"]:
+    for run, row in measured:
         dense, sparse = row["dense"], row["sparse"]
-        phases = {**sparse, **sparse.get("phases", {})}
-        split = [f"{phases[name]:.2f}" if name in phases else "" for name in ("linear_s", "index_s", "attention_s", "other_s")]
-        ratio = f"{dense['seconds'] / sparse['seconds']:.1f}x" if dense else ""
-        rows.append([row["shape"], f"{row['tokens']:,}", row["attention"], row["kv"], f"{dense['seconds']:.2f}" if dense else "not run",
-                     f"**{sparse['seconds']:.2f}**", ratio, percent(sparse["density"]), *split, row["commit"]])
-    line = lambda attention, of: [(row["tokens"], row[of]["seconds"]) for row in result["prefill"]
-                                  if row["shape"] == "llama-3-8b" and row["attention"] == attention and row[of]]
+        seconds = lambda x: f"{x:.2f}" if x >= 1 else f"{x:.3f}"
+        ratio = f"{dense['seconds'] / sparse['seconds']:.2f}x" if dense else ""
+        split = [seconds(sparse["phases"][name]) for name in ("linear_s", "index_s", "attention_s", "other_s")]
+        rows.append([shape_of(run), f"{row['tokens']:,}", run["attention"], run["kv"], seconds(dense["seconds"]) if dense else "not run",
+                     f"**{seconds(sparse['seconds'])}**", ratio, percent(sparse["density"]), *split])
+    line = lambda attention, of: [(row["tokens"], row[of]["seconds"]) for run, row in measured
+                                  if shape_of(run) == "llama-3-8b" and run["attention"] == attention and row[of] and row["tokens"] >= 8192]
     figure.log_log(HERE / "figures" / "prefill_h200.svg", "Seconds to read a prompt, Llama-3-8B's shape, one H200", " s",
                    [("dense", "#777777", line("auto", "dense")), ("default", "#7aa6d8", line("auto", "sparse")),
                     ("48 + 8 tiles", "#1455b4", line("vertical-slash-tiles:48,8", "sparse"))])
-    heads = ["shape", "tokens", "attention", "cache", "dense, s", "sparse, s", "ratio", "density", "linear", "index", "attention", "other", "commit"]
-    where = f"Recorded {result['date']} on {result['gpu']}:"
-    return table(heads, rows) + "\n\n" + "\n".join([where, "", *(f"    {command}" for command in result["commands"])])
+    heads = ["shape", "tokens", "attention", "cache", "dense, s", "sparse, s", "ratio", "density", "linear", "index", "attention", "other"]
+    return table(heads, rows) + "\n\n" + recorded_runs(runs)
 
 
 def decode_gpu():
-    result = load("decode_h200.json")
+    runs = load("decode_h200.json")["runs"]
     rows = []
-    for run in result["runs"]:
+    for run in runs:
         for row in run["rows"]:
-            rows.append([run["shape"], f"{row['tokens']:,}", run["kv"], f"{1e3 * row['seconds_per_token']:.2f}", f"**{row['tokens_per_s']:.0f}**",
+            rows.append([shape_of(run), f"{row['tokens']:,}", run["kv"], f"{1e3 * row['seconds_per_token']:.2f}", f"**{row['tokens_per_s']:.0f}**",
                          f"{row['bytes_per_token'] / 1e9:.1f}", f"{row['bytes_per_s'] / 1e12:.2f}", percent(row["bandwidth_share"], 0)])
     heads = ["shape", "after tokens", "cache", "ms a token", "tok/s", "GB a token", "TB/s", "of the bandwidth"]
-    bandwidths = ", ".join(f"{run['bandwidth_bytes_per_s'] / 1e12:.2f}" for run in result["runs"])
-    where = f"A copy on the device moved {bandwidths} TB/s in these runs. Recorded {result['date']} on {result['gpu']}, commit {result['commit']}:"
-    return table(heads, rows) + "\n\n" + "\n".join([where, "", *(f"    {run['command']}" for run in result["runs"])])
+    bandwidths = ", ".join(f"{run['bandwidth_bytes_per_s'] / 1e12:.2f}" for run in runs)
+    return table(heads, rows) + f"\n\nA copy on the device moved {bandwidths} TB/s in these runs. " + recorded_runs(runs)
 
 
 def attention_gpu():
@@ -231,11 +244,13 @@ def logits_gpu():
     result = load("logits_cuda.json")
     of = lambda side: [percent(side["same_top"]), f"{side['kl']:.1e}"]
     rows = [[row["model"], f"{row['tokens']:,}", *of(row["cpu"]), *of(row["cuda"])] for row in result["rows"]]
-    answer = result["greedy_answer"]
-    times = ", ".join(f"{seconds:.2f} s ({where})" for where, seconds in answer["time_to_first_token_s"].items())
-    said = (f"{answer['model']} gives the same greedy answer about a text of {answer['prompt_tokens']:,} tokens on {', '.join(answer['same_answer'])}; "
-            f"time to first token {times}.")
-    return "\n\n".join([table(["model", "tokens", "CPU: same top", "KL", "GPU: same top", "KL"], rows), said, recorded(result)])
+    said = []
+    for answer in result["greedy_answers"]:
+        times = ", ".join(f"{seconds:.2f} s ({where})" for where, seconds in answer["time_to_first_token_s"].items())
+        others = "".join(f"; {where} answers “{text.strip()}”" for where, text in answer.get("other_answers", {}).items())
+        said.append(f"{answer['model']} gives the same greedy answer about a text of {answer['prompt_tokens']:,} tokens on {', '.join(answer['same_answer'])}{others}. "
+                    f"Time to first token {times}.")
+    return "\n\n".join([table(["model", "tokens", "CPU: same top", "KL", "GPU: same top", "KL"], rows), *said, recorded(result)])
 
 
 PAGES = {

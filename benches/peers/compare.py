@@ -25,6 +25,8 @@ OURS = "speedread"
 LONG = 262_144
 # Tokens of a call that loads a library's code in front of such a run.
 SHORT = 8192
+# Seconds of runs that do not count, in front of those that do; `speedread bench attention` does the same.
+WARM_UP = 0.3
 # What bench_attention runs for --alone: every case of Hopper's kernel, and dense attention of the portable one.
 ALONE = [["--n", "131072", "--kernel", "sm90"],
          *(["--n", "32768", "--dim", str(dim), "--kernel", "portable", "--case", "dense"] for dim in (128, 96, 64))]
@@ -124,8 +126,8 @@ def measure(args, libraries, names, n, dim, about=None):
                 continue
             if long:
                 # Its code is loaded by a call that costs nothing; whether it takes the shape, the real one says.
-                libraries.time(name, SHORT, dim, args.heads, args.kv_heads, 1, 1)
-            reply = libraries.time(name, n, dim, args.heads, args.kv_heads, 0 if long else 1, runs)
+                libraries.time(name, SHORT, dim, args.heads, args.kv_heads, WARM_UP, 1)
+            reply = libraries.time(name, n, dim, args.heads, args.kv_heads, 0 if long else WARM_UP, runs)
             if "error" in reply:
                 found["missing"][name] = reply["error"]
             else:

@@ -18,8 +18,7 @@ use crate::weights::Matrix;
 use crate::{Error, Result};
 
 /// What random weights imitate of real ones, in a line.
-pub const STRUCTURE: &str =
-    "biases make every query head prefer a distance and some tokens wherever they stand; no attention sinks";
+pub const STRUCTURE: &str = "biases make every query head prefer a distance, some tokens wherever they stand, and the first tokens (attention sinks)";
 
 /// A row of the table of shapes.
 struct Shape {

@@ -5,6 +5,7 @@ mod on_cpu;
 mod on_cuda;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use serde::Serialize;
@@ -60,6 +61,9 @@ trait Bench {
     /// Attention with a pattern in every head, without a fallback to dense.
     fn run(&mut self, pattern: Pattern, cancel: &AtomicBool) -> anyhow::Result<Timed>;
 }
+
+/// Runs before those that count take as long as this: clocks rise, and fall again where power is limited. One run is enough if it takes longer.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// What is computed on; nothing of it depends on a model.
 const DATA: &str =
@@ -180,14 +184,16 @@ fn measure(
     pattern: Pattern,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Row> {
-    let mut runs = vec![];
-    for run in 0..=args.repeat.get() {
+    let mut once = || {
         ensure_going(interrupt.flag())?;
-        let timed = bench.run(pattern, interrupt.flag())?;
-        if run > 0 {
-            runs.push(timed);
-        }
+        bench.run(pattern, interrupt.flag())
+    };
+    let began = Instant::now();
+    once()?;
+    while began.elapsed() < WARM_UP {
+        once()?;
     }
+    let mut runs = (0..args.repeat.get()).map(|_| once()).collect::<anyhow::Result<Vec<_>>>()?;
     runs.sort_by(|a, b| (a.index + a.attention).total_cmp(&(b.index + b.attention)));
     let Timed { index, attention, heads } = runs.swap_remove(runs.len() / 2);
     let visited: u64 = heads.iter().map(|head| head.tiles).sum();
