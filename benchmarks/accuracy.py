@@ -48,7 +48,7 @@ def search(args):
     for length in found["lengths"]:
         for comparison in length["comparisons"]:
             comparison["text"] = pathlib.Path(comparison["text"]).name
-    kept = ("version", "fingerprint", "target", "search", "objective", "query_tiles", "threads", "device", "kernel", "seconds", "lengths")
+    kept = ("version", "fingerprint", "target", "search", "objective", "layer_weights", "weights", "query_tiles", "threads", "device", "kernel", "seconds", "lengths")
     record(f"search_{args.model}_{args.tokens}", {"model": args.model, "texts": SEARCHED_ON, **{key: found[key] for key in kept}})
 
 

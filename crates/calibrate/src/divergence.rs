@@ -5,16 +5,19 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 use speedread_attention::{Pattern, PatternTable};
-use speedread_engine::Result;
+use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, Session, SessionOptions};
+use speedread_engine::{Error, Result};
 
 /// Rows that are compared, in runs of `RUN`, spread over the later half of the text: every one of them has keys to lose.
-const ROWS: usize = 256;
+pub const ROWS: usize = 256;
 const RUN: usize = 32;
 
-/// What dense attention says of a text.
+/// What dense attention says of a text. Sessions come and go one at a time: none but this module's may need memory meanwhile.
 pub struct Dense<'a> {
+    model: &'a Model,
     ids: &'a [u32],
+    /// As a user's prompt is read.
     options: SessionOptions,
     rows: Vec<Range<usize>>,
     /// `[row, vocabulary]`, in the order of `rows`.
@@ -22,42 +25,40 @@ pub struct Dense<'a> {
 }
 
 impl<'a> Dense<'a> {
-    /// Reads a text.
-    pub fn read(session: &Session<'_>, ids: &'a [u32], cancel: &AtomicBool) -> Result<Self> {
-        // As a user's prompt is read, but that the patterns are run whatever they cost.
-        let options = SessionOptions {
-            attention: AttentionChoice::Dense,
-            dense_fallback: false,
-            context: ids.len(),
-            ..session.options().clone()
-        };
-        let mut dense = Self { ids, options, rows: runs(ids.len()), logits: vec![] };
-        dense.logits = dense.logits_under(session, AttentionChoice::Dense, cancel)?;
+    /// Reads a text; of the options, cache type and precision count.
+    ///
+    /// # Errors
+    /// Those of a prefill.
+    pub fn read(model: &'a Model, options: &SessionOptions, ids: &'a [u32], cancel: &AtomicBool) -> Result<Self> {
+        let options = SessionOptions { kv: options.kv, precision: options.precision, ..SessionOptions::new(ids.len()) };
+        let mut dense = Self { model, ids, options, rows: runs(ids.len()), logits: vec![] };
+        dense.logits = dense.logits_under(AttentionChoice::Dense, cancel)?;
         Ok(dense)
     }
 
     /// Mean over the rows of the Kullback-Leibler divergence, in nats, from dense attention's next token to that under patterns
     /// (`[layer][head]`).
-    pub fn divergence(&self, session: &Session<'_>, patterns: Vec<Vec<Pattern>>, cancel: &AtomicBool) -> Result<f64> {
+    ///
+    /// # Errors
+    /// Those of a prefill, and logits that are no numbers.
+    pub fn divergence(&self, patterns: Vec<Vec<Pattern>>, cancel: &AtomicBool) -> Result<f64> {
         let table = PatternTable::any_length(patterns);
-        let logits = self.logits_under(session, AttentionChoice::PerHead(table), cancel)?;
-        let vocab = session.model().config.vocab;
+        let logits = self.logits_under(AttentionChoice::PerHead(table), cancel)?;
+        let vocab = self.model.config.vocab;
         let pairs = self.logits.par_chunks_exact(vocab).zip(logits.par_chunks_exact(vocab));
         let divergences: Vec<f64> = pairs.map(|(dense, sparse)| divergence(dense, sparse)).collect();
-        Ok(divergences.iter().sum::<f64>() / divergences.len() as f64)
+        let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
+        if !mean.is_finite() {
+            return Err(Error::Request("the model's logits are not numbers: its patterns cannot be compared".into()));
+        }
+        Ok(mean)
     }
 
-    fn logits_under(&self, session: &Session<'_>, attention: AttentionChoice, cancel: &AtomicBool) -> Result<Vec<f32>> {
+    fn logits_under(&self, attention: AttentionChoice, cancel: &AtomicBool) -> Result<Vec<f32>> {
         let options = SessionOptions { attention, ..self.options.clone() };
         let mut logits = vec![];
         let mut keep = |_: usize, rows: &[f32]| logits.extend_from_slice(rows);
-        Session::new(session.model(), options)?.prefill_logits_of(
-            self.ids,
-            &self.rows,
-            &mut |_| {},
-            cancel,
-            &mut keep,
-        )?;
+        Session::new(self.model, options)?.prefill_logits_of(self.ids, &self.rows, &mut |_| {}, cancel, &mut keep)?;
         Ok(logits)
     }
 }
@@ -80,8 +81,9 @@ fn divergence(from: &[f32], to: &[f32]) -> f64 {
     };
     let (a, b) = (normaliser(from), normaliser(to));
     let terms = from.iter().zip(to).map(|(&x, &y)| (x as f64 - a).exp() * ((x as f64 - a) - (y as f64 - b)));
-    // Of equal rows, rounding may leave less than nothing.
-    terms.sum::<f64>().max(0.0)
+    let sum = terms.sum::<f64>();
+    // Of equal rows, rounding may leave less than nothing. What is no number stays none.
+    if sum < 0.0 { 0.0 } else { sum }
 }
 
 #[cfg(test)]
@@ -94,6 +96,7 @@ mod tests {
         let found = divergence(&[5.0, 5.0], &[0.25f32.ln(), 0.75f32.ln()]);
         assert!((found - (2f64.ln() - 3f64.ln() / 2.0)).abs() < 1e-6, "{found}");
         assert!(divergence(&[1.0, -3.0, 700.0], &[2.0, -2.0, 701.0]) < 1e-12);
+        assert!(divergence(&[1.0, 2.0], &[1.0, f32::NAN]).is_nan());
     }
 
     #[test]

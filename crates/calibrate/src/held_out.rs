@@ -10,8 +10,9 @@ use speedread_engine::Result;
 use speedread_engine::session::{LayerAttention, Session};
 
 use crate::divergence::Dense;
+use crate::measured::Measured;
 use crate::menu::Family;
-use crate::{Measured, Progress, Search, Text};
+use crate::{Progress, Search, Text};
 
 /// One choice of patterns on one text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -75,26 +76,31 @@ impl Picks {
     }
 }
 
-/// Compares the choices on every held-out text.
+/// Compares the choices on every held-out text: first the attention of each layer, then, without the session, what they make the model say.
 pub(crate) fn compare(
-    session: &mut Session<'_>,
+    mut session: Session<'_>,
     measured: &Measured<'_>,
     picks: &Picks,
     observer: &mut dyn FnMut(Progress<'_>),
     cancel: &AtomicBool,
 ) -> Result<Vec<Comparison>> {
     let request = measured.request;
-    let mut all = vec![];
     if request.held_out.is_empty() {
-        return Ok(all);
+        return Ok(vec![]);
     }
     let fixed = match request.ablate {
-        true => Some(indexes(session, measured, &request.texts[0], &picks.0[0].1, observer, cancel)?),
+        true => Some(indexes(&mut session, measured, &request.texts[0], &picks.0[0].1, observer, cancel)?),
         false => None,
     };
+    let mut compared = vec![];
     for text in &request.held_out {
-        let (names, sums) = of_text(session, measured, text, picks, fixed.as_deref(), observer, cancel)?;
-        let divergences = divergences(session, measured, text, picks, observer, cancel)?;
+        compared.push(of_text(&mut session, measured, text, picks, fixed.as_deref(), observer, cancel)?);
+    }
+    // Its memory is needed for others.
+    drop(session);
+    let mut all = vec![];
+    for (text, (names, sums)) in request.held_out.iter().zip(compared) {
+        let divergences = divergences(measured, text, picks, observer, cancel)?;
         for (number, (name, sums)) in names.into_iter().zip(sums).enumerate() {
             all.push(sums.finish(name, text, divergences.get(number).copied()));
         }
@@ -104,18 +110,17 @@ pub(crate) fn compare(
 
 /// What each choice does to the next tokens of a text.
 fn divergences(
-    session: &Session<'_>,
     measured: &Measured<'_>,
     text: &Text,
     picks: &Picks,
     observer: &mut dyn FnMut(Progress<'_>),
     cancel: &AtomicBool,
 ) -> Result<Vec<f64>> {
-    let tokens = measured.plan.tokens;
-    let dense = Dense::read(session, &text.ids[..tokens], cancel)?;
+    let (request, tokens) = (measured.request, measured.plan.tokens);
+    let dense = Dense::read(request.model, &request.options, &text.ids[..tokens], cancel)?;
     let mut found = vec![];
     for (number, (_, patterns)) in picks.0.iter().enumerate() {
-        found.push(dense.divergence(session, patterns.clone(), cancel)?);
+        found.push(dense.divergence(patterns.clone(), cancel)?);
         observer(Progress { stage: "reading", tokens, text: &text.name, done: number + 1, of: picks.0.len() });
     }
     Ok(found)

@@ -8,44 +8,60 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::{Value, json};
 use speedread_attention::Pattern;
 use speedread_attention::compare::Plan;
 use speedread_engine::Result;
-use speedread_engine::session::{LayerAttention, Session};
+use speedread_engine::session::LayerAttention;
 
-use crate::divergence::Dense;
+use crate::divergence::{Dense, ROWS};
 use crate::measure::{Journal, Worth};
-use crate::{Progress, Text};
+use crate::target::LayerWeights;
+use crate::{Progress, Request};
 
 /// Tokens of each text that are read, where prompts are longer: a layer's worth changes little with the length.
 const TOKENS: usize = 4096;
 /// No layer counts less than this share of the mean: its divergence may be below what rounding leaves.
 const LEAST: f64 = 0.05;
 
+/// An error counts as at least this share of the layers' mean: of the divergence by less of an error, rounding is the larger part.
+const LEAST_ERROR: f64 = 0.1;
+
 /// Tokens of a text that weights are measured on, where the shortest prompt has `shortest`.
-pub fn tokens(shortest: usize) -> usize {
-    shortest.min(TOKENS)
+fn tokens(request: &Request<'_>) -> usize {
+    request.lengths[0].min(TOKENS)
+}
+
+/// The pattern that a layer is read with.
+fn coarse(tokens: usize) -> Pattern {
+    Pattern::AShape { sink: 64, local: (tokens / 8).max(64) }
+}
+
+/// What makes these measures differ from others, for the journal.
+pub fn identity(request: &Request<'_>) -> Value {
+    match request.layer_weights {
+        LayerWeights::Measured => json!([tokens(request), coarse(tokens(request)), ROWS]),
+        LayerWeights::Equal => Value::Null,
+    }
 }
 
 /// The weights of the layers; their mean is 1.
 pub fn measure(
-    session: &mut Session<'_>,
-    tokens: usize,
-    texts: &[Text],
+    request: &Request<'_>,
     journal: &mut Journal,
     observer: &mut dyn FnMut(Progress<'_>),
     cancel: &AtomicBool,
 ) -> Result<Vec<f64>> {
-    let layers = session.model().config.layers;
-    for (number, text) in texts.iter().enumerate() {
+    let (layers, tokens) = (request.model.config.layers, tokens(request));
+    for (number, text) in request.texts.iter().enumerate() {
         if (0..layers).any(|layer| journal.worth(number, layer).is_none()) {
-            of_text(session, &text.ids[..tokens], number, journal, cancel, &mut |done| {
+            of_text(request, &text.ids[..tokens], number, journal, cancel, &mut |done| {
                 observer(Progress { stage: "weighing", tokens, text: &text.name, done, of: layers });
             })?;
         }
     }
     let sum = |layer: usize, part: fn(&Worth) -> f64| {
-        (0..texts.len()).filter_map(|number| journal.worth(number, layer)).map(|worth| part(&worth)).sum()
+        (0..request.texts.len()).filter_map(|number| journal.worth(number, layer)).map(|worth| part(&worth)).sum()
     };
     let errors: Vec<f64> = (0..layers).map(|layer| sum(layer, |worth| worth.error)).collect();
     let divergences: Vec<f64> = (0..layers).map(|layer| sum(layer, |worth| worth.divergence)).collect();
@@ -54,49 +70,50 @@ pub fn measure(
 
 /// Measures the layers of a text that the journal has not got yet.
 fn of_text(
-    session: &mut Session<'_>,
+    request: &Request<'_>,
     ids: &[u32],
     number: usize,
     journal: &mut Journal,
     cancel: &AtomicBool,
     done: &mut dyn FnMut(usize),
 ) -> Result<()> {
-    let (layers, heads) = (session.model().config.layers, session.model().config.heads);
-    let coarse = Pattern::AShape { sink: 64, local: (ids.len() / 8).max(64) };
+    let (layers, heads) = (request.model.config.layers, request.model.config.heads);
+    let coarse = coarse(ids.len());
     let mut errors = vec![];
     let mut visit = |mut layer: LayerAttention<'_>| {
-        // All rows, as far as there is a choice: the divergence is of many.
-        let of_heads = layer.compare(&[vec![Plan::Pattern(coarse); heads]], usize::MAX)?.swap_remove(0);
+        let plan = [vec![Plan::Pattern(coarse); heads]];
+        let of_heads = layer.compare(&plan, request.query_tiles)?.swap_remove(0);
         let energy: f64 = of_heads.iter().map(|d| d.energy).sum();
         errors.push(of_heads.iter().map(|d| d.error).sum::<f64>() / energy.max(f64::MIN_POSITIVE));
         Ok(if layer.layer + 1 == layers { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
-    session.visit_layers(ids, &mut visit, &mut |_| {}, cancel)?;
-    let dense = Dense::read(session, ids, cancel)?;
+    request.session(ids.len())?.visit_layers(ids, &mut visit, &mut |_| {}, cancel)?;
+    let dense = Dense::read(request.model, &request.options, ids, cancel)?;
     for (layer, error) in errors.into_iter().enumerate() {
         if journal.worth(number, layer).is_none() {
             let mut patterns = vec![vec![Pattern::Dense; heads]; layers];
             patterns[layer] = vec![coarse; heads];
-            let divergence = dense.divergence(session, patterns, cancel)?;
-            journal.add_worth(number, layer, Worth { error, divergence })?;
+            journal.add_worth(number, layer, Worth { error, divergence: dense.divergence(patterns, cancel)? })?;
         }
         done(layer + 1);
     }
     Ok(())
 }
 
-/// Divergence over error, to a mean of 1.
+/// Divergence over error, to a mean of 1. A layer of which the pattern loses nothing has the mean.
 fn scaled(errors: &[f64], divergences: &[f64]) -> Vec<f64> {
-    let layers = errors.len() as f64;
-    let worth: Vec<f64> = errors.iter().zip(divergences).map(|(&e, &d)| if e > 0.0 { d / e } else { 0.0 }).collect();
-    let mean = worth.iter().sum::<f64>() / layers;
+    let seen = errors.iter().filter(|&&error| error > 0.0).count();
+    let least = LEAST_ERROR * errors.iter().sum::<f64>() / seen.max(1) as f64;
+    let worth = |(&error, &divergence): (&f64, &f64)| (error > 0.0).then(|| divergence / error.max(least));
+    let worths: Vec<Option<f64>> = errors.iter().zip(divergences).map(worth).collect();
+    let mean = worths.iter().flatten().sum::<f64>() / seen.max(1) as f64;
     if !(mean > 0.0 && mean.is_finite()) {
         // A prompt so short that the pattern loses nothing of it.
         return vec![1.0; errors.len()];
     }
-    let raised: Vec<f64> = worth.iter().map(|w| (w / mean).max(LEAST)).collect();
+    let raised: Vec<f64> = worths.iter().map(|worth| worth.map_or(1.0, |w| (w / mean).max(LEAST))).collect();
     let sum = raised.iter().sum::<f64>();
-    raised.iter().map(|w| w * layers / sum).collect()
+    raised.iter().map(|w| w * errors.len() as f64 / sum).collect()
 }
 
 #[cfg(test)]
@@ -110,5 +127,16 @@ mod tests {
         let want = [0.05, 2.0, 1.0].map(|w| w * 3.0 / 3.05);
         assert!(weights.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?}");
         assert_eq!(scaled(&[0.0, 0.0], &[0.0, 0.0]), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn what_is_not_seen_is_not_weighed() {
+        // The second loses nothing; the third so little that its divergence is rounding: it counts as an error of a tenth of the mean.
+        let weights = scaled(&[0.1, 0.0, 1e-6], &[0.2, 0.0, 1e-4]);
+        let least = 0.1 * (0.1 + 1e-6) / 2.0;
+        let (first, third) = (2.0, 1e-4 / least);
+        let mean = (first + third) / 2.0;
+        assert!((weights[0] / weights[1] - first / mean).abs() < 1e-9, "{weights:?}");
+        assert!(weights[2] < 0.1 && (weights.iter().sum::<f64>() - 3.0).abs() < 1e-9, "{weights:?}");
     }
 }

@@ -23,7 +23,7 @@ pub fn of_run(choice: DeviceChoice, device: Option<&str>) -> Map<String, Value> 
     };
     add("version", json!(env!("CARGO_PKG_VERSION")));
     add("commit", json!(option_env!("SPEEDREAD_COMMIT")));
-    add("command", json!(command_line(std::env::args())));
+    add("command", json!(command_line(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()))));
     let now = jiff::Timestamp::now();
     add("date", json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()));
     add("threads", json!(rayon::current_num_threads()));

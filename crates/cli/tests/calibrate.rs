@@ -54,6 +54,9 @@ fn a_search_writes_patterns_that_prefill_reads() {
     ]));
     let length = &report["lengths"][0];
     assert_eq!(length["tokens"], 1024);
+    let weights: Vec<f64> =
+        report["weights"].as_array().unwrap().iter().map(|weight| weight.as_f64().unwrap()).collect();
+    assert!(weights.len() == 30 && (weights.iter().sum::<f64>() - 30.0).abs() < 1e-6, "{weights:?}");
     let comparisons = length["comparisons"].as_array().unwrap();
     let of = |name: &str, what: &str| {
         let found = comparisons.iter().find(|c| c["name"].as_str().unwrap().starts_with(name));
@@ -122,7 +125,8 @@ fn minferences_format_holds_lines() {
 #[test]
 fn a_killed_search_goes_on() {
     let Some(stage) = stage() else { return };
-    let arguments = ["--target", "time:0.5", "-o", "found.json"];
+    // Layers that count alike: the journal has only lines of layers then. Going on while they are weighed is tested where the search is.
+    let arguments = ["--target", "time:0.5", "--layer-weights", "equal", "-o", "found.json"];
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("speedread"))
         .current_dir(&stage.folder)
         .env("SPEEDREAD_CACHE", stage.folder.path())
@@ -150,7 +154,7 @@ fn a_killed_search_goes_on() {
     assert!(!fs::exists(stage.path("found.json")).unwrap());
     // Other settings do not mix with what is there.
     stage
-        .calibrate(&["--target", "time:0.4", "-o", "found.json"])
+        .calibrate(&["--target", "time:0.4", "--layer-weights", "equal", "-o", "found.json"])
         .assert()
         .failure()
         .stderr(says("found.json.partial"))

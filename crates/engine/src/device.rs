@@ -93,7 +93,7 @@ impl Needs {
         if let Some(kind) = self.kv.filter(|&kind| DeviceKind::Cuda.check_kv(kind).is_err()) {
             return Some(kv_on_cuda(kind));
         }
-        let tokens = self.tokens.unwrap_or(config.context);
+        let tokens = self.tokens.unwrap_or(config.context).min(config.context);
         let window = config.sliding_window.filter(|window| window.tokens < tokens)?.tokens;
         Some(format!(
             "this model's queries see only the nearest {window} tokens, which CUDA devices do not support beyond that length, and it may \

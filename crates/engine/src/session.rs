@@ -250,7 +250,8 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// Reads tokens, after what was read before, and keeps the logits of the last one. An error leaves the session as it was.
+    /// Reads tokens, after what was read before, and keeps the logits of the last one. An error leaves the session as it was, at most without
+    /// logits.
     pub fn prefill(
         &mut self,
         ids: &[u32],
@@ -261,8 +262,11 @@ impl<'m> Session<'m> {
         let (mut parts, reports) = self.run(ids, None, observer, cancel, &mut |_, _| Ok(()))?;
         let head = Instant::now();
         let last = (ids.len() - 1) % self.options.chunk_rows();
-        self.logits.resize(self.model.config.vocab, 0.0);
-        self.runner.logits(last..last + 1, &mut self.logits)?;
+        // If this fails there are none: neither zeros nor those of what was read before.
+        let mut logits = std::mem::take(&mut self.logits);
+        logits.resize(self.model.config.vocab, 0.0);
+        self.runner.logits(last..last + 1, &mut logits)?;
+        self.logits = logits;
         self.len += ids.len();
         parts.add(Phase::Linear, head.elapsed().as_secs_f64());
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))

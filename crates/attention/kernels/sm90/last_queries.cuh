@@ -48,8 +48,8 @@ __device__ __forceinline__ void produce_scores(ScoreBarriers& s, uint8_t* keys, 
   }
 }
 
-// Hands `use` the scores of every key tile, unscaled, minus infinity where the key lies behind the query. Those of the next tile are made
-// meanwhile.
+// Hands `use` the scores of every key tile, of which there is one at least, unscaled, minus infinity where the key lies behind the query.
+// Those of the next tile are made meanwhile.
 template <typename Element, int Dim, typename Use>
 __device__ __forceinline__ void each_tile(ScoreBarriers& s, const uint8_t* keys, const uint8_t* queries, const LastQueriesParams& p, int tile,
                                           int end, int row, int lane, Use use) {

@@ -31,7 +31,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
     /// What attention may cost, or lose: default (the time of the uniform default), time:SHARE or density:SHARE of dense attention,
-    /// error:BOUND (squared error of the attention output, relative)
+    /// error:BOUND (squared error of the attention output, relative, mean over layers by their weights)
     #[arg(long, value_name = "TARGET", default_value = "default")]
     pub target: Target,
     /// One budget for all heads (global), or the same for every head (per-head: the search of MInference's paper)

@@ -75,7 +75,7 @@ impl Bench for OnCuda {
             return Ok(false);
         }
         let shape = CallShape { rows: tokens, start: 0, heads, kv_heads, dim };
-        let work = patterns.iter().map(|&pattern| Workspace::bytes(&shape, &vec![pattern; heads], true));
+        let work = patterns.iter().map(|&pattern| Workspace::bytes(&shape, &vec![pattern; heads], false));
         // Lengths that no kernel takes do not fit either.
         let work = work.map(|bytes| bytes.unwrap_or(u64::MAX)).max().unwrap_or(0);
         Ok(data.saturating_add(work) <= free)
