@@ -97,7 +97,8 @@ fn a_search_writes_patterns_that_prefill_reads() {
 #[test]
 fn a_search_of_one_kind_chooses_no_other() {
     let Some(stage) = stage() else { return };
-    let args = ["--target", "time:0.6", "--only", "block-sparse", "-o", "blocks.json", "--json"];
+    let args =
+        ["--target", "time:0.6", "--only", "block-sparse", "--layer-weights", "equal", "-o", "blocks.json", "--json"];
     let report = json(&mut stage.calibrate(&args));
     for family in report["lengths"][0]["families"].as_array().unwrap() {
         assert_eq!(family[1], if family[0] == "block-sparse" { 270 } else { 0 }, "{report}");
@@ -108,7 +109,10 @@ fn a_search_of_one_kind_chooses_no_other() {
 #[test]
 fn minferences_format_holds_lines() {
     let Some(stage) = stage() else { return };
-    stage.calibrate(&["--target", "time:0.6", "--format", "minference", "-o", "lines.json"]).assert().success();
+    stage
+        .calibrate(&["--target", "time:0.6", "--format", "minference", "--layer-weights", "equal", "-o", "lines.json"])
+        .assert()
+        .success();
     let file: Value = serde_json::from_str(&fs::read_to_string(stage.path("lines.json")).unwrap()).unwrap();
     let kinds = ["vertical_and_slash", "stream_llm", "block_sparse"];
     let heads: Vec<&Value> =
