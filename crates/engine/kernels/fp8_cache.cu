@@ -1,5 +1,6 @@
-// Keys and values in FP8: e4m3 codes with an f32 scale for each token and head, the head's largest number over 448. Appending them, and
-// making bf16 of them again. The conversions are the header's: an instruction from compute capability 8.9 on, computed elsewhere.
+// Keys and values in FP8: e4m3 codes with an f32 scale for each token and head, the head's largest number over 448; keys, and the queries
+// that meet them, times a Walsh-Hadamard matrix. Appending them, and making bf16 of them again. The conversions are the header's: an
+// instruction from compute capability 8.9 on, computed elsewhere.
 #include <cuda_fp8.h>
 
 #include "overlap.cuh"
@@ -24,6 +25,10 @@ __device__ __forceinline__ Four load4(const __nv_bfloat16* from) {
   const uint2 bits = *reinterpret_cast<const uint2*>(from);
   return {{__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
            __uint_as_float(bits.y & 0xffff0000u)}};
+}
+
+__device__ __forceinline__ void store4(__nv_bfloat16* to, const Four& x) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(pack2(x.v[0], x.v[1]), pack2(x.v[2], x.v[3]));
 }
 
 // Component `at` of a rotated head.
@@ -59,33 +64,47 @@ __device__ __forceinline__ Four rotated4(const __nv_bfloat16* from, const float*
   return y;
 }
 
-// A thread block a row: queries as `rope_append` rotates them, then a warp a head of keys or of values, four components a lane, so that a
-// head's largest number is known in registers before anything is written. Components past `dim` get the code of zero.
+// Four of a rotated head's components a lane, times the orthonormal Walsh-Hadamard matrix of `block` components, block by block. Keys of
+// some models have components many times larger than the rest, where queries are large too: most of a score's error would come from the
+// codes of those. Times the matrix a head has its size in all components alike, and products of queries and keys are what they were.
+__device__ __forceinline__ void spread(Four& x, int block) {
+  const float a = x.v[0] + x.v[1], b = x.v[0] - x.v[1], c = x.v[2] + x.v[3], d = x.v[2] - x.v[3];
+  x = {{a + c, b + d, a - c, b - d}};
+  for (int lanes = 1; lanes < block / 4; lanes *= 2) {
+    const float sign = threadIdx.x & lanes ? -1.0f : 1.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i] = fmaf(sign, x.v[i], __shfl_xor_sync(0xffffffffu, x.v[i], lanes));
+  }
+  const float length = rsqrtf(static_cast<float>(block));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x.v[i] *= length;
+}
+
+// A warp a head, four components a lane: queries and keys are rotated and spread, and the largest number of keys and values is known in
+// registers before anything is written. Components past `dim` get the code of zero. The thread blocks of a column of the grid share a row.
 template <bool kHalves, int kWidth>
 __device__ __forceinline__ void rope_append_fp8(const Fp8RopeParams& params) {
   overlap();
   const RopeParams<uint8_t>& p = params.rope;
   const int64_t row = blockIdx.x;
   const float *cosines = p.cosines + row * p.pairs, *sines = p.sines + row * p.pairs;
-
-  __nv_bfloat16* q = p.q + row * p.q_heads * p.dim;
-  const int turns = p.pairs / kWidth;
-  for (int i = threadIdx.x; i < p.q_heads * turns; i += blockDim.x) {
-    __nv_bfloat16* head = q + i / turns * p.dim;
-    if constexpr (kHalves) {
-      rotate_halves<kWidth>(head, head, cosines, sines, i % turns * kWidth, p.pairs);
-    } else {
-      rotate_neighbours<kWidth>(head, head, cosines, sines, i % turns * kWidth);
-    }
-  }
-
-  const int at = threadIdx.x % 32 * 4;
-  for (int i = threadIdx.x / 32; i < 2 * p.kv_heads; i += blockDim.x / 32) {
-    const bool is_key = i < p.kv_heads;
-    const int head = is_key ? i : i - p.kv_heads;
-    const __nv_bfloat16* from = (is_key ? p.k : p.v) + (row * p.kv_heads + head) * p.dim;
+  // The largest power of two that divides a head: no block reaches past it.
+  const int block = p.dim & -p.dim;
+  const int at = threadIdx.x % 32 * 4, warps = blockDim.x / 32;
+  for (int i = blockIdx.y * warps + threadIdx.x / 32; i < p.q_heads + 2 * p.kv_heads; i += gridDim.y * warps) {
+    const bool is_query = i < p.q_heads, is_value = i >= p.q_heads + p.kv_heads, is_key = !is_query && !is_value;
+    const int head = is_query ? i : i - p.q_heads - (is_value ? p.kv_heads : 0);
+    __nv_bfloat16* query = p.q + (row * p.q_heads + head) * p.dim;
+    const __nv_bfloat16* from = is_query ? query : (is_key ? p.k : p.v) + (row * p.kv_heads + head) * p.dim;
     Four x = {};
-    if (at < p.dim) x = is_key ? rotated4<kHalves, (kWidth > 1)>(from, cosines, sines, at, p.pairs) : load4(from + at);
+    if (at < p.dim) x = is_value ? load4(from + at) : rotated4<kHalves, (kWidth > 1)>(from, cosines, sines, at, p.pairs);
+    if (!is_value) spread(x, block);
+    if (is_query) {
+      // In place, where other lanes have read.
+      __syncwarp();
+      if (at < p.dim) store4(query + at, x);
+      continue;
+    }
     float largest = fmaxf(fmaxf(fabsf(x.v[0]), fabsf(x.v[1])), fmaxf(fabsf(x.v[2]), fabsf(x.v[3])));
 #pragma unroll
     for (int lane = 16; lane > 0; lane /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lane));

@@ -12,6 +12,8 @@ static FP8_CACHE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fp8_cache.fa
 const ROPE_THREADS: u32 = 128;
 /// Components of a head that a warp of the FP8 kernel takes.
 const FP8_DIM: usize = 128;
+/// Of fewer rows the FP8 kernel spreads the heads over thread blocks, a warp a head: a decode step waits for the one row.
+const MANY_ROWS: usize = 128;
 
 /// The kernels of a device.
 #[derive(Debug)]
@@ -131,7 +133,8 @@ impl RopeKernels {
         unsafe { launch.run() }
     }
 
-    /// Rotates the queries in place and writes rotated keys, and values, to the cache.
+    /// Rotates the queries in place and writes rotated keys, and values, to the cache. For an FP8 cache both are multiplied by the same
+    /// orthonormal matrix too: whoever reads keys of the cache meets them with these queries.
     pub fn append(&self, stream: &Stream, rope: Rope<'_>) -> Result<(), Error> {
         let Rope { rows, kv_heads, dim, pairs, head_stride, row_stride, .. } = rope;
         let q_heads = rope.q.len() / (rows * dim).max(1);
@@ -193,8 +196,11 @@ impl RopeKernels {
             Places::Bf16(_) => &self.append,
             Places::Fp8(_) => &self.append_fp8,
         };
-        let launch =
-            kernels[layout][usize::from(!wide)].launch(stream).grid(row_blocks(rows)?).block(ROPE_THREADS).overlap();
+        let mut grid = row_blocks(rows)?;
+        if matches!(rope.cache, Places::Fp8(_)) && rows < MANY_ROWS {
+            grid[1] = (q_heads + 2 * kv_heads).div_ceil(ROPE_THREADS as usize / 32) as u32;
+        }
+        let launch = kernels[layout][usize::from(!wide)].launch(stream).grid(grid).block(ROPE_THREADS).overlap();
         let launch = match &rope.cache {
             Places::Bf16(_) => launch.arg(params),
             Places::Fp8([(_, scales_k), (_, scales_v)]) => launch.arg(Fp8RopeParams {
@@ -204,7 +210,7 @@ impl RopeKernels {
                 scale_head_stride: (head_stride / row_stride) as i64,
             }),
         };
-        // SAFETY: the kernel's one parameter; a block a row, and the views were found to hold the rows.
+        // SAFETY: the kernel's one parameter; blocks of a row or of its heads, and the views were found to hold the rows.
         unsafe { launch.run() }
     }
 

@@ -36,6 +36,17 @@ fn cached<B: Filled>(mut backend: B, heads: Heads, before: usize, k: &[f32], v: 
     }
 }
 
+/// Heads of `dim` components times the matrix that keys and queries of such a cache are multiplied by, from its definition: the sign of
+/// entry (i, j) of a block is that of the number of ones in `i & j`.
+fn spread(all: &[f32], dim: usize) -> Vec<f32> {
+    let block = 1 << dim.trailing_zeros();
+    let times = |x: &[f32], i: usize| {
+        let signed = |(j, &x): (usize, &f32)| if (i & j).count_ones() % 2 == 0 { f64::from(x) } else { -f64::from(x) };
+        (x.iter().enumerate().map(signed).sum::<f64>() / (block as f64).sqrt()) as f32
+    };
+    all.chunks_exact(block).flat_map(|x| (0..block).map(|i| times(x, i))).collect()
+}
+
 /// Numbers of every size: heads of zeros, of thousands, of thousandths, and some whose components are a millionfold apart.
 fn of_every_size(rows: usize, kv_heads: usize, dim: usize, seed: u64) -> Vec<f32> {
     let mut all = numbers(rows * kv_heads * dim, seed);
@@ -54,7 +65,9 @@ fn appended_rows_come_back_within_the_types_error() {
         let Heads { kv_heads, dim, .. } = heads;
         let (k, v) = (of_every_size(23, kv_heads, dim, 1), of_every_size(23, kv_heads, dim, 2));
         for before in [0, 2] {
-            let want = cached(CpuBackend::new(Precision::F32), heads, before, &k, &v, KvType::F32);
+            let mut want = cached(CpuBackend::new(Precision::F32), heads, before, &k, &v, KvType::F32);
+            let keys = want.len() / 2;
+            want.splice(..keys, spread(&want[..keys], dim));
             let got = cached(CudaBackend::new(context).unwrap(), heads, before, &k, &v, KvType::Fp8);
             assert_eq!(got.len(), want.len());
             let mut off = 0.0f32;
@@ -77,6 +90,34 @@ fn appended_rows_come_back_within_the_types_error() {
                 }
             }
             assert!(off > 1.0 / 64.0, "{heads:?}: nothing was rounded to 8 bits");
+        }
+    }
+}
+
+/// Queries of `rows` positions as attention meets them.
+fn rotated_queries<B: Filled>(mut backend: B, heads: Heads, rows: usize, kind: KvType) -> Vec<f32> {
+    let Heads { kv_heads, group, dim, pairs, layout } = heads;
+    let mut cache = backend.cache(CacheShape { layers: 1, heads: kv_heads, dim, capacity: rows, kind }).unwrap();
+    let [q, k] = [group * kv_heads * dim, kv_heads * dim].map(|width| (width, numbers(rows * width, 7)));
+    let [mut q, mut k, v] = [&q, &k, &k].map(|(width, x)| backend.filled(*width, x, Role::Activations));
+    let frequencies: Vec<f64> = (0..pairs).map(|i| 10_000f64.powf(-(i as f64) / pairs as f64)).collect();
+    backend.rotary(&frequencies, 1.0, 0, rows).unwrap();
+    backend.rope_append(&mut q, &mut k, &v, 0..rows, HeadShape { dim, layout }, &mut cache, 0, 0).unwrap();
+    backend.read(&q, rows).unwrap()
+}
+
+/// Queries are multiplied as keys are, rounded once; of few rows and of many.
+#[test]
+fn queries_meet_keys_as_they_are_cached() {
+    let Some(context) = device() else { return };
+    let odd = Heads { kv_heads: 1, group: 3, dim: 48, pairs: 24, layout: RopeLayout::Halves };
+    for heads in SHAPES.into_iter().chain([odd]) {
+        for rows in [1, 150] {
+            let want = spread(&rotated_queries(CpuBackend::new(Precision::F32), heads, rows, KvType::F32), heads.dim);
+            let got = rotated_queries(CudaBackend::new(context).unwrap(), heads, rows, KvType::Fp8);
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert!((got - want).abs() <= want.abs() / 256.0 + EXACT, "{heads:?} {i}: {got} for {want}");
+            }
         }
     }
 }
