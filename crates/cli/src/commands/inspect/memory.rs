@@ -145,7 +145,7 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// Plans for what the arguments ask; `variants` also with an FP8 cache where there could be one.
+    /// Plans for what the arguments ask; `variants` also with an 8-bit cache where there could be one.
     pub fn make(subject: &Subject, args: &InspectArgs, variants: bool) -> anyhow::Result<Self> {
         let config = &subject.config;
         let context = args.context.map_or(config.context, |n| n.get());
@@ -166,11 +166,11 @@ impl Plans {
             }
         };
         let chunk = (options.chunk.is_none() && CHUNK < context).then_some(CHUNK);
-        let fp8 = (variants && place.kind == DeviceKind::Cuda && options.kv.is_none()).then_some(KvType::Fp8);
+        let int8 = (variants && place.kind == DeviceKind::Cuda && options.kv.is_none()).then_some(KvType::Int8);
         let mut rows = vec![row(None, None)];
         rows.extend(chunk.map(|chunk| row(None, Some(chunk))));
-        rows.extend(fp8.map(|kv| row(Some(kv), None)));
-        rows.extend(fp8.zip(chunk).map(|(kv, chunk)| row(Some(kv), Some(chunk))));
+        rows.extend(int8.map(|kv| row(Some(kv), None)));
+        rows.extend(int8.zip(chunk).map(|(kv, chunk)| row(Some(kv), Some(chunk))));
         let too_much = place.available.filter(|&available| rows[0].plan.total() > available);
         let advice = too_much.map(|free| memory::what_would_fit(config, weights, &options, place.kind, free));
         let mut notes: Vec<String> = place.note.clone().into_iter().collect();
