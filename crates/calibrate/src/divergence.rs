@@ -68,7 +68,7 @@ fn runs(tokens: usize) -> Vec<Range<usize>> {
     let (first, count) = (tokens / 2, ROWS / RUN);
     let room = tokens - first;
     if room <= ROWS {
-        return vec![first..tokens];
+        return std::iter::once(first..tokens).collect();
     }
     (1..=count).map(|i| first + room * i / count).map(|end| end - RUN..end).collect()
 }

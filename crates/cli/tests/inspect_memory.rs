@@ -21,7 +21,7 @@ fn a_million_tokens_are_planned_without_weights() {
     let weights = found["device_weight_bytes"].as_f64().unwrap();
     assert!((weights / 2.0 / 8.03e9 - 1.0).abs() < 0.01 && found["file_weight_bytes"].is_null(), "{found}");
     let plans = found["plans"].as_array().unwrap();
-    assert_eq!(plans.iter().map(|plan| &plan["kv"]).collect::<Vec<_>>(), ["bf16", "bf16", "fp8", "fp8"]);
+    assert_eq!(plans.iter().map(|plan| &plan["kv"]).collect::<Vec<_>>(), ["bf16", "bf16", "int8", "int8"]);
     assert_eq!(plans[1]["chunk"], 4096);
     // 32 layers of 8 heads of 128, keys and values in 2 bytes: 131,072 bytes a token.
     assert_eq!(plans[0]["kv_cache"], 131_072u64 << 20);
@@ -60,8 +60,8 @@ fn what_does_not_fit_says_what_would() {
         let run = speedread(&cache).args(args).args(more).assert().success();
         run.stdout(says("whole prompt")).stdout(says("no file")).stderr(says(hint)).stderr(says("exceed"));
     }
-    let fp8 = speedread(&cache).args(args).args(["--kv", "fp8"]).assert().code(1);
-    fp8.stderr(says("FP8 is for CUDA devices"));
+    let int8 = speedread(&cache).args(args).args(["--kv", "int8"]).assert().code(1);
+    int8.stderr(says("--kv int8: caches of 8 bits are for CUDA devices"));
 }
 
 #[test]

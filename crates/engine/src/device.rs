@@ -11,7 +11,7 @@ use crate::backend::cuda::{CudaBackend, CudaContext, window_unsupported};
 use crate::backend::{Backend, PassReport};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Pass, Workspace};
-use crate::kv_cache::{KvType, fp8_on_cpu};
+use crate::kv_cache::{KvType, coded_on_cpu};
 use crate::memory;
 use crate::model::ModelOptions;
 use crate::session::SessionOptions;
@@ -86,7 +86,7 @@ pub struct Needs {
 
 impl Needs {
     /// Why CUDA devices do not do this for a model; `None` where they do.
-    fn beyond_cuda(&self, config: &ModelConfig) -> Option<String> {
+    pub fn beyond_cuda(&self, config: &ModelConfig) -> Option<String> {
         if self.precision == Precision::F32 {
             return Some(F32_ON_CUDA.into());
         }
@@ -105,7 +105,7 @@ impl Needs {
 const F32_ON_CUDA: &str = "--precision f32: on CUDA devices products are bf16 with sums in f32";
 
 fn kv_on_cuda(kind: KvType) -> String {
-    format!("--kv {kind}: on CUDA devices keys and values are bf16, the type of the products, or FP8")
+    format!("--kv {kind}: on CUDA devices keys and values are bf16, the type of the products, or codes of 8 bits")
 }
 
 impl DeviceKind {
@@ -128,10 +128,11 @@ impl DeviceKind {
     /// Refuses element types that the device's cache does not have.
     pub fn check_kv(self, kind: KvType) -> Result<()> {
         match (self, kind) {
-            (Self::Cpu, KvType::F32 | KvType::F16 | KvType::Bf16) | (Self::Cuda, KvType::Bf16 | KvType::Fp8) => Ok(()),
-            (Self::Cpu, KvType::Fp8) => Err(fp8_on_cpu()),
+            (Self::Cpu, KvType::F32 | KvType::F16 | KvType::Bf16)
+            | (Self::Cuda, KvType::Bf16 | KvType::Fp8 | KvType::Int8) => Ok(()),
+            (Self::Cpu, KvType::Fp8 | KvType::Int8) => Err(coded_on_cpu(kind)),
             (Self::Cuda, KvType::F32 | KvType::F16) => {
-                Err(Error::Request(format!("{}; use --kv bf16 or fp8, or --device cpu", kv_on_cuda(kind))))
+                Err(Error::Request(format!("{}; use --kv bf16, int8 or fp8, or --device cpu", kv_on_cuda(kind))))
             }
         }
     }
@@ -357,7 +358,7 @@ mod tests {
         let config = crate::synthetic::config("llama-3.2-1b").unwrap();
         let beyond = |needs: Needs| needs.beyond_cuda(&config);
         assert_eq!(beyond(Needs::default()), None);
-        for kind in [KvType::Bf16, KvType::Fp8] {
+        for kind in [KvType::Bf16, KvType::Fp8, KvType::Int8] {
             assert_eq!(beyond(Needs { kv: Some(kind), ..Needs::default() }), None);
         }
         assert!(beyond(Needs { kv: Some(KvType::F16), ..Needs::default() }).unwrap().starts_with("--kv f16"));

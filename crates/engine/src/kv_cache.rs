@@ -9,6 +9,7 @@ use std::str::FromStr;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use speedread_attention::cuda::CodeType;
 use speedread_attention::{Element, Rows};
 
 use crate::backend::cpu::gemm::bf16::round;
@@ -26,6 +27,8 @@ pub enum KvType {
     Bf16,
     /// 8 bits (e4m3: 4 of precision) with an f32 scale for each position and head. Of CUDA devices alone.
     Fp8,
+    /// 8 bits (whole numbers: 7 of the head's largest) with the same scale. Of CUDA devices alone.
+    Int8,
 }
 
 impl KvType {
@@ -34,9 +37,18 @@ impl KvType {
         let (element, scale) = match self {
             Self::F32 => (4, 0),
             Self::F16 | Self::Bf16 => (2, 0),
-            Self::Fp8 => (1, size_of::<f32>() as u64),
+            Self::Fp8 | Self::Int8 => (1, size_of::<f32>() as u64),
         };
         (dim as u64).checked_mul(element)?.checked_add(scale)
+    }
+
+    /// What its bytes are, where they are codes of 8 bits.
+    pub(crate) fn codes(self) -> Option<CodeType> {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            Self::Fp8 => Some(CodeType::E4m3),
+            Self::Int8 => Some(CodeType::Int8),
+        }
     }
 }
 
@@ -47,6 +59,7 @@ impl std::fmt::Display for KvType {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Fp8 => "fp8",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -60,16 +73,17 @@ impl FromStr for KvType {
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
             "fp8" => Ok(Self::Fp8),
-            _ => Err(Error::Request(format!("cache type {text:?}: expected f32, f16, bf16 or fp8"))),
+            "int8" => Ok(Self::Int8),
+            _ => Err(Error::Request(format!("cache type {text:?}: expected f32, f16, bf16, int8 or fp8"))),
         }
     }
 }
 
-/// The answer to an FP8 cache in host memory.
-pub(crate) fn fp8_on_cpu() -> Error {
-    Error::Request(
-        "--kv fp8: FP8 is for CUDA devices; on the CPU use --kv f16 or bf16, or run with --device cuda".into(),
-    )
+/// The answer to a cache of 8-bit codes in host memory.
+pub(crate) fn coded_on_cpu(kind: KvType) -> Error {
+    Error::Request(format!(
+        "--kv {kind}: caches of 8 bits are for CUDA devices; on the CPU use --kv f16 or bf16, or run with --device cuda"
+    ))
 }
 
 /// The shape of a cache.
@@ -164,7 +178,7 @@ impl KvCache {
         let storage = match shape.kind {
             KvType::F32 => Storage::F32(layers(&shape, || vec![0f32; len])),
             KvType::F16 => Storage::F16(layers(&shape, || vec![0u16; len])),
-            KvType::Fp8 => return Err(fp8_on_cpu()),
+            KvType::Fp8 | KvType::Int8 => return Err(coded_on_cpu(shape.kind)),
             KvType::Bf16 => Storage::Bf16(layers(&shape, || vec![0u16; len])),
         };
         Ok(Self { shape, storage })
@@ -290,16 +304,19 @@ mod tests {
         assert!(cache.append(0, 700, 1, &[0.0; 12], &[0.0; 12]).unwrap_err().to_string().contains("700 positions"));
         let absurd = CacheShape { capacity: usize::MAX / 2, ..shape(KvType::F32) };
         assert!(KvCache::new(absurd).unwrap_err().to_string().contains("too large"));
-        let quantised = KvCache::new(shape(KvType::Fp8)).unwrap_err().to_string();
-        assert!(quantised.contains("--kv f16") && quantised.contains("--device cuda"), "{quantised}");
+        for kind in [KvType::Fp8, KvType::Int8] {
+            let error = KvCache::new(shape(kind)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--kv {kind}")) && error.contains("--device cuda"), "{error}");
+        }
     }
 
     #[test]
     fn types_have_names_and_sizes() {
-        for (kind, bytes) in [(KvType::F32, 512), (KvType::F16, 256), (KvType::Bf16, 256), (KvType::Fp8, 132)] {
+        let halves = [(KvType::F16, 256), (KvType::Bf16, 256)];
+        for (kind, bytes) in [(KvType::F32, 512), (KvType::Fp8, 132), (KvType::Int8, 132)].into_iter().chain(halves) {
             assert_eq!(kind.to_string().parse::<KvType>().unwrap(), kind);
             assert_eq!(kind.row_bytes(128), Some(bytes));
         }
-        assert!("int3".parse::<KvType>().unwrap_err().to_string().contains("fp8"));
+        assert!("int3".parse::<KvType>().unwrap_err().to_string().contains("int8 or fp8"));
     }
 }

@@ -85,11 +85,11 @@ impl MemoryPlan {
             audit = (rows as u64).saturating_mul((config.heads * size_of::<f32>()) as u64);
         }
         let index = layers.iter().map(of_layer).max().unwrap_or(0);
-        // Of an FP8 cache prefill's attention reads one layer at a time in bf16.
-        let wide = match kv.kind {
-            KvType::Fp8 => CacheShape { layers: 1, kind: KvType::Bf16, ..kv }.bytes().unwrap_or(u64::MAX),
-            _ => 0,
-        };
+        // Of a cache of codes prefill's attention reads one layer at a time in bf16.
+        let wide = kv
+            .kind
+            .codes()
+            .map_or(0, |_| CacheShape { layers: 1, kind: KvType::Bf16, ..kv }.bytes().unwrap_or(u64::MAX));
         Self {
             weights,
             kv: kv.bytes().unwrap_or(u64::MAX),
@@ -164,7 +164,8 @@ pub fn what_would_fit(
     let asked = options.cache_type(device);
     let smaller = match (device, asked) {
         (DeviceKind::Cpu, KvType::F32) => Some(KvType::F16),
-        (DeviceKind::Cuda, KvType::Bf16) => Some(KvType::Fp8),
+        // Of as many bytes as FP8, and nearer to bf16.
+        (DeviceKind::Cuda, KvType::Bf16) => Some(KvType::Int8),
         _ => None,
     };
     if let Some(kind) = smaller {
@@ -367,11 +368,12 @@ mod tests {
     }
 
     #[test]
-    fn an_fp8_cache_is_half_with_scales_and_a_layer_to_attend_from() {
+    fn a_cache_of_codes_is_half_with_scales_and_a_layer_to_attend_from() {
         let on_device = |options: &SessionOptions| MemoryPlan::new(&config(), WEIGHTS, options, DeviceKind::Cuda);
         let bf16 = SessionOptions { chunk: Some(512), ..SessionOptions::new(1 << 20) };
-        let fp8 = SessionOptions { kv: Some(KvType::Fp8), ..bf16.clone() };
-        let (wide, narrow) = (on_device(&bf16), on_device(&fp8));
+        let int8 = SessionOptions { kv: Some(KvType::Int8), ..bf16.clone() };
+        let (wide, narrow) = (on_device(&bf16), on_device(&int8));
+        assert_eq!(on_device(&SessionOptions { kv: Some(KvType::Fp8), ..bf16.clone() }), narrow);
         // 24 layers, 2 heads, keys and values: 64 codes and a scale of 4 bytes.
         assert_eq!(narrow.kv, (24 * 2 * 2 * 68) << 20);
         assert_eq!(narrow.scratch - wide.scratch, (2 * 2 * 64 * 2) << 20);
@@ -382,22 +384,22 @@ mod tests {
         };
         // Chunks can be no smaller: only the cache can.
         let error = refused(&bf16, narrow.total());
-        assert!(error.ends_with("What would fit: --kv fp8"), "{error}");
-        check(&config(), WEIGHTS, &fp8, DeviceKind::Cuda, narrow.total()).unwrap();
+        assert!(error.ends_with("What would fit: --kv int8"), "{error}");
+        check(&config(), WEIGHTS, &int8, DeviceKind::Cuda, narrow.total()).unwrap();
         // Both together, where neither is enough.
         let whole = SessionOptions { chunk: None, ..bf16.clone() };
         let error = refused(&whole, narrow.total());
-        assert!(error.ends_with("What would fit: --kv fp8 --chunk 512"), "{error}");
+        assert!(error.ends_with("What would fit: --kv int8 --chunk 512"), "{error}");
         // And what is the longest with each.
         let error = refused(&bf16, narrow.total() - 1_000_000);
         assert!(
-            error.contains("tokens with --chunk 512, or at most") && error.ends_with("--chunk 512 --kv fp8"),
+            error.contains("tokens with --chunk 512, or at most") && error.ends_with("--chunk 512 --kv int8"),
             "{error}"
         );
         let numbers: Vec<usize> =
             error.split("at most ").skip(1).map(|x| x.split(' ').next().unwrap().parse().unwrap()).collect();
         assert!(numbers[0] * 3 / 2 < numbers[1] && numbers[1] < 1 << 20, "{error}");
-        let error = refused(&fp8, narrow.total() - 1_000_000);
+        let error = refused(&int8, narrow.total() - 1_000_000);
         assert!(error.contains(&format!("at most {} tokens", numbers[1])) && !error.contains("--kv"), "{error}");
     }
 

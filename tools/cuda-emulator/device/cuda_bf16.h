@@ -13,4 +13,7 @@ struct __nv_bfloat16 {
 struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
 inline float __bfloat162float(__nv_bfloat16 x) { return x; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return __nv_bfloat16(x); }
+inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return {__nv_bfloat16(static_cast<float>(a.x) - static_cast<float>(b.x)), __nv_bfloat16(static_cast<float>(a.y) - static_cast<float>(b.y))};
+}
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }

@@ -22,7 +22,7 @@ pub struct Attention {
     pub(super) compare: CompareKernels,
     pub(super) decode_bf16: DecodeKernels,
     pub(super) decode_f16: DecodeKernels,
-    pub(super) decode_fp8: DecodeKernels,
+    pub(super) decode_coded: [DecodeKernels; 2],
 }
 
 /// Options of [`Attention::prefill`].
@@ -96,7 +96,7 @@ impl Attention {
             index: IndexKernels::new(device, kind)?,
             compare: CompareKernels::load(device)?,
             decode_f16: DecodeKernels::load(device, "f16")?,
-            decode_fp8: DecodeKernels::load_fp8(device, &decode_bf16)?,
+            decode_coded: DecodeKernels::load_coded(device, &decode_bf16)?,
             decode_bf16,
         })
     }

@@ -5,11 +5,11 @@ use speedread_cuda::{Buffer, Device, Error as CudaError, Function, KernelArg, St
 
 use super::attention::Attention;
 use super::kernels::{HEAD_DIMS, dim_place};
-use super::tensor::{AttentionElement, DeviceRows, DeviceRowsMut, Fp8Rows};
+use super::tensor::{AttentionElement, CodeType, CodedRows, DeviceRows, DeviceRowsMut};
 use crate::Error;
 
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode.fatbin"));
-static FP8_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_fp8.fatbin"));
+static CODED_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_coded.fatbin"));
 
 /// Query heads that a thread block takes: the rows of a matrix product.
 const HEADS: usize = 16;
@@ -20,8 +20,8 @@ const WARPS: usize = 4;
 const THREADS: u32 = 32 * WARPS as u32;
 /// Thread blocks that a multiprocessor runs at a time; splits fill them once.
 const BLOCKS: usize = 2;
-/// The same where the cache is FP8, as the kernel's launch bounds have it.
-const FP8_BLOCKS: usize = 3;
+/// The same where the cache is codes, as the kernels' launch bounds have it.
+const CODED_BLOCKS: usize = 3;
 /// Fewer keys than this are not worth a thread block of their own.
 const LEAST_KEYS: usize = 256;
 
@@ -42,11 +42,14 @@ impl DecodeKernels {
         Ok(Self { split: functions("decode")?, combine: functions("combine")?, blocks: BLOCKS })
     }
 
-    /// Keys and values in FP8 under bf16 queries, whose splits `bf16` puts together.
-    pub(super) fn load_fp8(device: &Device, bf16: &Self) -> Result<Self, Error> {
-        let module = device.load(FP8_IMAGE)?;
-        let split = by_dim(|dim| module.overlapping(&format!("decode_fp8_d{dim}")))?;
-        Ok(Self { split, combine: bf16.combine.clone(), blocks: FP8_BLOCKS })
+    /// Keys and values in codes under bf16 queries, whose splits `bf16` puts together; by [`CodeType`].
+    pub(super) fn load_coded(device: &Device, bf16: &Self) -> Result<[Self; 2], Error> {
+        let module = device.load(CODED_IMAGE)?;
+        let of = |codes: CodeType| {
+            let split = by_dim(|dim| module.overlapping(&format!("decode_{}_d{dim}", codes.name())))?;
+            Ok::<_, Error>(Self { split, combine: bf16.combine.clone(), blocks: CODED_BLOCKS })
+        };
+        Ok([of(CodeType::E4m3)?, of(CodeType::Int8)?])
     }
 }
 
@@ -151,17 +154,17 @@ impl Attention {
         self.queue_decode(stream, kernels, (q.tensor, size_of::<T>()), &cached, scale, work, out.tensor)
     }
 
-    /// [`decode`](Self::decode) over keys and values in FP8, whose rows have the same strides.
+    /// [`decode`](Self::decode) over keys and values in 8-bit codes of one type, whose rows have the same strides.
     ///
     /// # Errors
     /// As for [`decode`](Self::decode).
     #[allow(clippy::too_many_arguments)]
-    pub fn decode_fp8(
+    pub fn decode_coded(
         &self,
         stream: &Stream,
         q: DeviceRows<'_, bf16>,
-        k: Fp8Rows<'_>,
-        v: Fp8Rows<'_>,
+        k: CodedRows<'_>,
+        v: CodedRows<'_>,
         scale: Option<f32>,
         work: &mut DecodeWorkspace,
         out: &mut DeviceRowsMut<'_, bf16>,
@@ -172,6 +175,9 @@ impl Attention {
                 k.scale_head_stride, v.scale_head_stride
             )));
         }
+        if k.codes != v.codes {
+            return Err(Error::Shape(format!("keys in {} and values in {}: they must be alike", k.codes, v.codes)));
+        }
         let cached = Cached {
             keys: k.tensor,
             values: v.tensor,
@@ -179,7 +185,8 @@ impl Attention {
             scales: [k.scales, v.scales],
             scale_head_stride: k.scale_head_stride,
         };
-        self.queue_decode(stream, &self.decode_fp8, (q.tensor, size_of::<bf16>()), &cached, scale, work, out.tensor)
+        let kernels = &self.decode_coded[k.codes as usize];
+        self.queue_decode(stream, kernels, (q.tensor, size_of::<bf16>()), &cached, scale, work, out.tensor)
     }
 
     /// Queues the kernels for a query and an output of elements of some bytes.

@@ -100,10 +100,36 @@ fn slice_rows<T>(tensor: &Tensor, rows: Range<usize>) -> Result<Tensor, Error> {
     Ok(Tensor { address, rows: rows.len(), ..*tensor })
 }
 
-/// A read-only view of a `[rows, heads, dim]` tensor in FP8 (e4m3) on the device, each head's row with an f32 scale: the number that a code
+/// What the bytes of quantised keys and values are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeType {
+    /// Floats with 4 bits of exponent and 3 of mantissa, up to 448.
+    E4m3,
+    /// Whole numbers, -127 to 127.
+    Int8,
+}
+
+impl CodeType {
+    /// As kernels and options have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::E4m3 => "fp8",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl std::fmt::Display for CodeType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A read-only view of a `[rows, heads, dim]` tensor in 8-bit codes on the device, each head's row with an f32 scale: the number that a code
 /// stands for is the code's times its row's scale.
 #[derive(Debug, Clone, Copy)]
-pub struct Fp8Rows<'a> {
+pub struct CodedRows<'a> {
+    pub(crate) codes: CodeType,
     pub(crate) tensor: Tensor,
     /// Address of the first row's scale.
     pub(crate) scales: u64,
@@ -111,14 +137,14 @@ pub struct Fp8Rows<'a> {
     of: PhantomData<&'a u8>,
 }
 
-impl<'a> Fp8Rows<'a> {
+impl<'a> CodedRows<'a> {
     /// A view with explicit strides: of the codes, and of the scales from a head to the next; from row to row scales have no gaps.
     ///
     /// # Errors
     /// [`Error::Shape`] when a dimension is zero or a view is too short.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        codes: View<'a, u8>,
+        (kind, codes): (CodeType, View<'a, u8>),
         scales: View<'a, f32>,
         rows: usize,
         heads: usize,
@@ -130,7 +156,7 @@ impl<'a> Fp8Rows<'a> {
         check(codes.len(), rows, heads, dim, row_stride, head_stride)?;
         check(scales.len(), rows, heads, 1, 1, scale_head_stride)?;
         let tensor = Tensor { address: codes.address(), rows, heads, dim, row_stride, head_stride };
-        Ok(Self { tensor, scales: scales.address(), scale_head_stride, of: PhantomData })
+        Ok(Self { codes: kind, tensor, scales: scales.address(), scale_head_stride, of: PhantomData })
     }
     /// The last `count` rows, or all if there are fewer; `count` is at least 1.
     pub fn tail(self, count: usize) -> Self {

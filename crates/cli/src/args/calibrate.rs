@@ -52,7 +52,7 @@ pub struct CalibrateArgs {
     /// Compare also searches of one kind of pattern alone, and indexes of another text (static)
     #[arg(long)]
     pub ablate: bool,
-    /// Element type of the key/value cache: f32, f16 or bf16 on the CPU [default: f16]; bf16 or fp8 on CUDA devices [default: bf16]
+    /// Element type of the key/value cache: f32, f16 or bf16 on the CPU [default: f16]; bf16, int8 or fp8 on CUDA devices [default: bf16]
     #[arg(long, value_name = "TYPE")]
     pub kv: Option<KvType>,
     /// Arithmetic of prefill's products: auto (bf16 where the processor has instructions for it, else f32) or f32

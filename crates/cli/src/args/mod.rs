@@ -87,7 +87,7 @@ An empty line or end of input (Ctrl-D) ends the talk. Ctrl-C ends an answer.";
 const INSPECT_EXAMPLES: &str = "Examples:
   speedread inspect
   speedread inspect --memory -m ./model.gguf --context 128K
-  speedread inspect --memory --synthetic llama-3-8b --context 1M --device cuda --kv fp8
+  speedread inspect --memory --synthetic llama-3-8b --context 1M --device cuda --kv int8
   speedread inspect --patterns patterns.json
   speedread inspect --attention-map 12.3 -f essay.txt -o map.png";
 
@@ -163,7 +163,7 @@ pub struct ReadingArgs {
     /// Send the prompt through the model N tokens at a time: less memory, a little slower
     #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub chunk: Option<NonZeroUsize>,
-    /// Element type of the key/value cache: f32, f16 or bf16 on the CPU [default: f16]; bf16 or fp8 on CUDA devices [default: bf16]
+    /// Element type of the key/value cache: f32, f16 or bf16 on the CPU [default: f16]; bf16, int8 or fp8 on CUDA devices [default: bf16]
     #[arg(long, value_name = "TYPE")]
     pub kv: Option<KvType>,
     /// Arithmetic of prefill's products: auto (bf16 where the processor has instructions for it, else f32) or f32

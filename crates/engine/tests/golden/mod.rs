@@ -68,14 +68,20 @@ fn byte_tokens(vocab: usize) -> Vec<String> {
 
 /// Writes the model as a Hugging Face folder.
 pub fn write_folder(golden: &Value, folder: &Path) {
+    write_changed_folder(golden, folder, |_, _| {});
+}
+
+/// The same, after `change` of each tensor, which is named.
+pub fn write_changed_folder(golden: &Value, folder: &Path, change: impl Fn(&str, &mut [f32])) {
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = golden["tensors"]
         .as_object()
         .unwrap()
         .iter()
         .map(|(name, shape)| {
             let shape = usizes(shape);
-            let data = bytes(&values(name, &shape));
-            (name.clone(), shape, data)
+            let mut numbers = values(name, &shape);
+            change(name, &mut numbers);
+            (name.clone(), shape, bytes(&numbers))
         })
         .collect();
     let views = tensors.iter().map(|(name, shape, data)| {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use speedread_cuda::Device;
 use speedread_engine::backend::cuda::CudaContext;
 use speedread_engine::config::ModelConfig;
-use speedread_engine::device::{DeviceChoice, DeviceKind};
+use speedread_engine::device::{DeviceChoice, DeviceKind, Needs};
 use speedread_engine::kv_cache::KvType;
 use speedread_engine::memory::{self, MemoryPlan};
 use speedread_engine::model::{Model, ModelOptions};
@@ -86,7 +86,7 @@ struct Place {
 
 impl Place {
     /// The device that opening the model would choose.
-    fn find(choice: DeviceChoice, subject: &Subject) -> anyhow::Result<Self> {
+    fn find(choice: DeviceChoice, needs: Needs, subject: &Subject) -> anyhow::Result<Self> {
         let on_cpu = |note| Self { kind: DeviceKind::Cpu, name: None, available: memory::available(), note };
         let open = |ordinal| -> speedread_engine::Result<Self> {
             let context = CudaContext::open(ordinal)?;
@@ -97,6 +97,9 @@ impl Place {
             DeviceChoice::Cpu => on_cpu(None),
             DeviceChoice::Auto if Device::count() == 0 => on_cpu(None),
             DeviceChoice::Auto => {
+                if let Some(reason) = needs.beyond_cuda(&subject.config) {
+                    return Ok(on_cpu(Some(format!("planned for the CPU, because of what was asked for: {reason}"))));
+                }
                 let weights = subject.device_bytes(DeviceKind::Cuda);
                 match CudaContext::check(&subject.config).and_then(|()| open(0)) {
                     Ok(place) if place.available.is_none_or(|free| weights <= free) => place,
@@ -145,11 +148,12 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// Plans for what the arguments ask; `variants` also with an FP8 cache where there could be one.
+    /// Plans for what the arguments ask; `variants` also with an 8-bit cache where there could be one.
     pub fn make(subject: &Subject, args: &InspectArgs, variants: bool) -> anyhow::Result<Self> {
         let config = &subject.config;
         let context = args.context.map_or(config.context, |n| n.get());
-        let place = Place::find(args.model.device, subject)?;
+        let needs = Needs { tokens: Some(context), ..args.prefill.reading.needs() };
+        let place = Place::find(args.model.device, needs, subject)?;
         let fingerprint = || subject.model.as_ref().map(Model::fingerprint).unwrap_or_default();
         let options = args.prefill.session_on(config, place.kind, context, fingerprint)?;
         ensure!(context > 0, "the model's context is 0 tokens; --context says how many to plan for");
@@ -166,11 +170,11 @@ impl Plans {
             }
         };
         let chunk = (options.chunk.is_none() && CHUNK < context).then_some(CHUNK);
-        let fp8 = (variants && place.kind == DeviceKind::Cuda && options.kv.is_none()).then_some(KvType::Fp8);
+        let int8 = (variants && place.kind == DeviceKind::Cuda && options.kv.is_none()).then_some(KvType::Int8);
         let mut rows = vec![row(None, None)];
         rows.extend(chunk.map(|chunk| row(None, Some(chunk))));
-        rows.extend(fp8.map(|kv| row(Some(kv), None)));
-        rows.extend(fp8.zip(chunk).map(|(kv, chunk)| row(Some(kv), Some(chunk))));
+        rows.extend(int8.map(|kv| row(Some(kv), None)));
+        rows.extend(int8.zip(chunk).map(|(kv, chunk)| row(Some(kv), Some(chunk))));
         let too_much = place.available.filter(|&available| rows[0].plan.total() > available);
         let advice = too_much.map(|free| memory::what_would_fit(config, weights, &options, place.kind, free));
         let mut notes: Vec<String> = place.note.clone().into_iter().collect();

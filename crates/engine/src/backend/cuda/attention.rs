@@ -191,8 +191,8 @@ impl AttentionState {
             CachedRows::Bf16([k, v]) => {
                 attention.decode(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
             }
-            CachedRows::Fp8([k, v]) => {
-                attention.decode_fp8(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
+            CachedRows::Coded([k, v]) => {
+                attention.decode_coded(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
             }
         }
         self.buffers.replace(context, q, 1, heads)

@@ -1,14 +1,14 @@
 //! The key/value cache on the device: per layer `[kv head][position][padded dim]`, so that a head's keys are one run, as on the CPU. In bf16,
-//! or in FP8 (e4m3) with an f32 scale for each position and head, `[kv head][position]`.
+//! or in 8-bit codes with an f32 scale for each position and head, `[kv head][position]`.
 
 use half::bf16;
-use speedread_attention::cuda::{DeviceRows, Fp8Rows};
+use speedread_attention::cuda::{CodeType, CodedRows, DeviceRows};
 use speedread_cuda::{Buffer, Error as CudaError, Stream};
 
 use super::context::{CudaContext, padded_dim};
 use super::rope::Places;
 use crate::device::DeviceKind;
-use crate::kv_cache::{CacheShape, KvType};
+use crate::kv_cache::CacheShape;
 use crate::{Error, Result};
 
 /// A key/value cache on the device.
@@ -23,11 +23,11 @@ pub struct CudaCache {
 #[derive(Debug)]
 enum Layers {
     Bf16(Vec<[Buffer<bf16>; 2]>),
-    Fp8(Vec<[Fp8; 2]>),
+    Coded(CodeType, Vec<[Coded; 2]>),
 }
 
 #[derive(Debug)]
-struct Fp8 {
+struct Coded {
     codes: Buffer<u8>,
     scales: Buffer<f32>,
 }
@@ -35,10 +35,10 @@ struct Fp8 {
 /// Keys and values of some positions of a layer, as a decode step reads them.
 pub(super) enum CachedRows<'a> {
     Bf16([DeviceRows<'a, bf16>; 2]),
-    Fp8([Fp8Rows<'a>; 2]),
+    Coded([CodedRows<'a>; 2]),
 }
 
-/// Room for keys and values of one layer of an FP8 cache in bf16, for all layers in turn: taken when it is first needed, at the cache's
+/// Room for keys and values of one layer of a cache of codes in bf16, for all layers in turn: taken when it is first needed, at the cache's
 /// whole capacity. Of a cache in bf16, none.
 #[derive(Debug, Default)]
 pub(super) struct WideLayer(Option<[Buffer<bf16>; 2]>);
@@ -50,12 +50,13 @@ impl CudaCache {
         let too_large =
             || Error::Request(format!("a key/value cache of {} positions is too large to address", shape.capacity));
         let len = shape.capacity.checked_mul(shape.heads * padded).ok_or_else(too_large)?;
-        let layers = if shape.kind == KvType::Fp8 {
+        let layers = if let Some(codes) = shape.kind.codes() {
             // The kernel that appends fills heads up by itself.
-            let one = || -> Result<Fp8, CudaError> {
-                Ok(Fp8 { codes: stream.alloc(len)?, scales: stream.alloc(shape.capacity * shape.heads)? })
+            let one = || -> Result<Coded, CudaError> {
+                Ok(Coded { codes: stream.alloc(len)?, scales: stream.alloc(shape.capacity * shape.heads)? })
             };
-            Layers::Fp8((0..shape.layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, CudaError>>()?)
+            let layers = (0..shape.layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, CudaError>>()?;
+            Layers::Coded(codes, layers)
         } else {
             let one = || -> Result<Buffer<bf16>, CudaError> {
                 // What fills heads up must be zero; positions that were not written are never looked at.
@@ -95,13 +96,13 @@ impl CudaCache {
                 let (k_len, v_len) = (k.len(), v.len());
                 Places::Bf16([k.view_mut().slice(first..k_len)?, v.view_mut().slice(first..v_len)?])
             }
-            Layers::Fp8(layers) => {
-                let [k, v] = layers[layer].each_mut().map(|Fp8 { codes, scales }| {
+            Layers::Coded(kind, layers) => {
+                let [k, v] = layers[layer].each_mut().map(|Coded { codes, scales }| {
                     let (codes_len, scales_len) = (codes.len(), scales.len());
                     let codes = codes.view_mut().slice(first..codes_len)?;
                     Ok::<_, CudaError>((codes, scales.view_mut().slice(position..scales_len)?))
                 });
-                Places::Fp8([k?, v?])
+                Places::Coded(*kind, [k?, v?])
             }
         })
     }
@@ -112,11 +113,11 @@ impl CudaCache {
         let (dim, stride) = (self.padded, self.head_stride());
         Ok(match &self.layers {
             Layers::Bf16(layers) => CachedRows::Bf16(self.bf16(&layers[layer], len)?),
-            Layers::Fp8(layers) => {
-                let [k, v] = layers[layer].each_ref().map(|Fp8 { codes, scales }| {
-                    Fp8Rows::new(codes.view(), scales.view(), len, heads, dim, dim, stride, capacity)
+            Layers::Coded(kind, layers) => {
+                let [k, v] = layers[layer].each_ref().map(|Coded { codes, scales }| {
+                    CodedRows::new((*kind, codes.view()), scales.view(), len, heads, dim, dim, stride, capacity)
                 });
-                CachedRows::Fp8([k?, v?])
+                CachedRows::Coded([k?, v?])
             }
         })
     }
@@ -127,7 +128,7 @@ impl CudaCache {
         Ok([k?, v?])
     }
 
-    /// Keys and values of the first `len` positions in bf16, as prefill's kernels read them. Those of an FP8 cache are written to `wide`
+    /// Keys and values of the first `len` positions in bf16, as prefill's kernels read them. Those of a cache of codes are written to `wide`
     /// first: one pass over the layer's cache for each layer and chunk, which is little beside attention of a chunk over the same keys, and
     /// leaves the kernels that build indexes and attend as they are.
     pub(super) fn bf16_rows<'a>(
@@ -139,9 +140,9 @@ impl CudaCache {
     ) -> Result<[DeviceRows<'a, bf16>; 2]> {
         let CacheShape { heads, capacity, .. } = self.shape;
         let (stream, dim) = (&context.stream, self.padded);
-        let cached = match &self.layers {
+        let (kind, cached) = match &self.layers {
             Layers::Bf16(layers) => return self.bf16(&layers[layer], len),
-            Layers::Fp8(layers) => &layers[layer],
+            Layers::Coded(kind, layers) => (*kind, &layers[layer]),
         };
         let (room, count) = (heads * capacity * dim, heads * len * dim);
         if wide.0.as_ref().is_none_or(|[k, _]| k.len() != room) {
@@ -152,9 +153,9 @@ impl CudaCache {
             Some(wide) => wide,
             none => none.insert([stream.alloc(room)?, stream.alloc(room)?]),
         };
-        for (Fp8 { codes, scales }, to) in cached.iter().zip(wide.iter_mut()) {
+        for (Coded { codes, scales }, to) in cached.iter().zip(wide.iter_mut()) {
             let to = to.view_mut().slice(0..count)?;
-            context.kernels.rope.widen_fp8(stream, codes.view(), scales.view(), capacity, dim, to)?;
+            context.kernels.rope.widen(stream, (kind, codes.view()), scales.view(), capacity, dim, to)?;
         }
         let [k, v] = wide.each_ref().map(|x| DeviceRows::new(x.view(), len, heads, dim, dim, len * dim));
         Ok([k?, v?])

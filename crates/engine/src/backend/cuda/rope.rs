@@ -1,17 +1,20 @@
-//! Rotary embedding, and keys' and values' way into the cache and, where that is FP8, out of it: loading and launching.
+//! Rotary embedding, and keys' and values' way into the cache and, where that is 8-bit codes, out of it: loading and launching.
 
 use half::bf16;
+use speedread_attention::cuda::CodeType;
 use speedread_cuda::{Device, Error, Function, KernelArg, Stream, View, ViewMut};
 
 use super::kernels::{CHUNK, MOST_BLOCKS, THREADS, blocks, fits, row_blocks};
 use crate::rope::RopeLayout;
 
 static ROPE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rope.fatbin"));
-static FP8_CACHE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fp8_cache.fatbin"));
+static CODED_CACHE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/coded_cache.fatbin"));
 
 const ROPE_THREADS: u32 = 128;
-/// Components of a head that a warp of the FP8 kernel takes.
-const FP8_DIM: usize = 128;
+/// Components of a head that a warp of the kernels for codes takes.
+const CODED_DIM: usize = 128;
+/// Of fewer rows the kernels for codes spread the heads over thread blocks, a warp a head: a decode step waits for the one row.
+const MANY_ROWS: usize = 128;
 
 /// The kernels of a device.
 #[derive(Debug)]
@@ -19,18 +22,19 @@ pub(super) struct RopeKernels {
     table: Function,
     /// By layout, then wide and narrow.
     append: [[Function; 2]; 2],
-    append_fp8: [[Function; 2]; 2],
-    widen_fp8: Function,
+    /// By type of the codes.
+    append_coded: [[[Function; 2]; 2]; 2],
+    widen: [Function; 2],
 }
 
 /// Where keys and values go: from the place of the first row in the first head on.
 pub(super) enum Places<'a> {
     Bf16([ViewMut<'a, bf16>; 2]),
-    Fp8([Fp8Places<'a>; 2]),
+    Coded(CodeType, [CodedPlaces<'a>; 2]),
 }
 
 /// Codes and scales.
-pub(super) type Fp8Places<'a> = (ViewMut<'a, u8>, ViewMut<'a, f32>);
+pub(super) type CodedPlaces<'a> = (ViewMut<'a, u8>, ViewMut<'a, f32>);
 
 /// Queries, keys and values of some rows on their way through the rotary embedding into the cache.
 pub(super) struct Rope<'a> {
@@ -77,21 +81,21 @@ struct RopeParams {
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for RopeParams {}
 
-/// Mirror of `Fp8RopeParams` in `kernels/fp8_cache.cu`.
+/// Mirror of `CodedRopeParams` in `kernels/coded_cache.cu`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct Fp8RopeParams {
+struct CodedRopeParams {
     rope: RopeParams,
     scales_k: u64,
     scales_v: u64,
     scale_head_stride: i64,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
-unsafe impl KernelArg for Fp8RopeParams {}
+unsafe impl KernelArg for CodedRopeParams {}
 
 impl RopeKernels {
     pub fn load(device: &Device) -> Result<Self, Error> {
-        let (rope, fp8) = (device.load(ROPE)?, device.load(FP8_CACHE)?);
+        let (rope, coded) = (device.load(ROPE)?, device.load(CODED_CACHE)?);
         let append = |module: &speedread_cuda::Module, name: &str| -> Result<[[Function; 2]; 2], Error> {
             let function = |layout: &str| module.overlapping(&format!("{name}_{layout}"));
             Ok([
@@ -102,8 +106,8 @@ impl RopeKernels {
         Ok(Self {
             table: rope.function("rotary_table", 0)?,
             append: append(&rope, "rope_append")?,
-            append_fp8: append(&fp8, "rope_append_fp8")?,
-            widen_fp8: fp8.function("widen_fp8", 0)?,
+            append_coded: [append(&coded, "rope_append_fp8")?, append(&coded, "rope_append_int8")?],
+            widen: [coded.function("widen_fp8", 0)?, coded.function("widen_int8", 0)?],
         })
     }
 
@@ -131,16 +135,17 @@ impl RopeKernels {
         unsafe { launch.run() }
     }
 
-    /// Rotates the queries in place and writes rotated keys, and values, to the cache.
+    /// Rotates the queries in place and writes rotated keys, and values, to the cache. For a cache of codes both are multiplied by the same
+    /// orthonormal matrix too: whoever reads keys of the cache meets them with these queries.
     pub fn append(&self, stream: &Stream, rope: Rope<'_>) -> Result<(), Error> {
         let Rope { rows, kv_heads, dim, pairs, head_stride, row_stride, .. } = rope;
         let q_heads = rope.q.len() / (rows * dim).max(1);
         let last_row = (kv_heads - 1) * head_stride + (rows - 1) * row_stride;
         let cache_fits = match &rope.cache {
             Places::Bf16(places) => places.iter().all(|place| place.len() >= last_row + dim),
-            Places::Fp8(places) => {
+            Places::Coded(_, places) => {
                 // Scales lie as the codes' rows do.
-                row_stride <= FP8_DIM
+                row_stride <= CODED_DIM
                     && head_stride.is_multiple_of(row_stride)
                     && places.iter().all(|(codes, scales)| {
                         codes.len() >= last_row + row_stride && scales.len() > last_row / row_stride
@@ -172,7 +177,7 @@ impl RopeKernels {
         };
         let [cache_k, cache_v] = match &rope.cache {
             Places::Bf16(places) => places.each_ref().map(ViewMut::address),
-            Places::Fp8(places) => places.each_ref().map(|(codes, _)| codes.address()),
+            Places::Coded(_, places) => places.each_ref().map(|(codes, _)| codes.address()),
         };
         let params = RopeParams {
             q: rope.q.address(),
@@ -191,28 +196,31 @@ impl RopeKernels {
         };
         let kernels = match &rope.cache {
             Places::Bf16(_) => &self.append,
-            Places::Fp8(_) => &self.append_fp8,
+            Places::Coded(codes, _) => &self.append_coded[*codes as usize],
         };
-        let launch =
-            kernels[layout][usize::from(!wide)].launch(stream).grid(row_blocks(rows)?).block(ROPE_THREADS).overlap();
+        let mut grid = row_blocks(rows)?;
+        if matches!(rope.cache, Places::Coded(..)) && rows < MANY_ROWS {
+            grid[1] = (q_heads + 2 * kv_heads).div_ceil(ROPE_THREADS as usize / 32) as u32;
+        }
+        let launch = kernels[layout][usize::from(!wide)].launch(stream).grid(grid).block(ROPE_THREADS).overlap();
         let launch = match &rope.cache {
             Places::Bf16(_) => launch.arg(params),
-            Places::Fp8([(_, scales_k), (_, scales_v)]) => launch.arg(Fp8RopeParams {
+            Places::Coded(_, [(_, scales_k), (_, scales_v)]) => launch.arg(CodedRopeParams {
                 rope: params,
                 scales_k: scales_k.address(),
                 scales_v: scales_v.address(),
                 scale_head_stride: (head_stride / row_stride) as i64,
             }),
         };
-        // SAFETY: the kernel's one parameter; a block a row, and the views were found to hold the rows.
+        // SAFETY: the kernel's one parameter; blocks of a row or of its heads, and the views were found to hold the rows.
         unsafe { launch.run() }
     }
 
-    /// The first rows of every head of an FP8 cache as bf16, `[heads, rows, dim]`; the cache's heads are `capacity` rows apart.
-    pub fn widen_fp8(
+    /// The first rows of every head of a cache of codes as bf16, `[heads, rows, dim]`; the cache's heads are `capacity` rows apart.
+    pub fn widen(
         &self,
         stream: &Stream,
-        codes: View<'_, u8>,
+        (kind, codes): (CodeType, View<'_, u8>),
         scales: View<'_, f32>,
         capacity: usize,
         dim: usize,
@@ -221,7 +229,7 @@ impl RopeKernels {
         let heads = scales.len() / capacity.max(1);
         let rows = to.len() / (heads * dim).max(1);
         fits(
-            "widen_fp8",
+            "widen",
             dim.is_multiple_of(CHUNK)
                 && dim / CHUNK <= THREADS as usize
                 && codes.len() == scales.len() * dim
@@ -238,7 +246,7 @@ impl RopeKernels {
         )?;
         let at_a_time = THREADS as usize / (dim / CHUNK);
         let grid = [rows.div_ceil(at_a_time).min(MOST_BLOCKS) as u32, heads as u32, 1];
-        let launch = self.widen_fp8.launch(stream).grid(grid).block(THREADS);
+        let launch = self.widen[kind as usize].launch(stream).grid(grid).block(THREADS);
         let launch = launch.read(codes).read(scales).write(to);
         // SAFETY: the kernel's parameters; it reads `rows` of the `capacity` rows of each head and writes as many.
         unsafe { launch.arg(rows as i64).arg(capacity as i64).arg(dim as i32).run() }

@@ -1,7 +1,7 @@
 //! Every operation against the CPU backend, on the same inputs: numbers that bf16 holds exactly, so that only the operation rounds.
 //! Skipped without a device; `SPEEDREAD_REQUIRE_CUDA=1` makes that a failure.
 
-mod fp8;
+mod coded;
 mod likeliest;
 
 use std::io::Write;
