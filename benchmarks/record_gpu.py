@@ -21,11 +21,12 @@ RUNS = {
         # Every length, dense too: sparse attention is never slower, as it turns dense by itself.
         "--synthetic llama-3-8b --lengths 128,256,512,1K,2K,4K,8K,16K,32K,128K --repeat 2",
         f"--synthetic llama-3-8b --lengths 32K,128K {TILES} --repeat 2 --sparse-only",
-        f"--synthetic llama-3-8b --lengths 512K --kv fp8 {TILES} --repeat 1 --sparse-only",
+        f"--synthetic llama-3-8b --lengths 512K --kv int8 {TILES} --repeat 1 --sparse-only",
         f"--synthetic qwen2.5-7b-1m --lengths 1M {TILES} --repeat 1 --sparse-only",
     ],
     "decode": [
         f"--synthetic llama-3-8b --lengths 1K,32K,128K {TILES} --tokens 32",
+        f"--synthetic llama-3-8b --lengths 128K {TILES} --tokens 32 --kv int8",
         f"--synthetic llama-3-8b --lengths 128K {TILES} --tokens 32 --kv fp8",
         "--synthetic llama-3.2-1b --lengths 1K,8K --tokens 64",
     ],
