@@ -253,9 +253,16 @@ def logits_gpu():
     return "\n\n".join([table(["model", "tokens", "CPU: same top", "KL", "GPU: same top", "KL"], rows), *said, recorded(result)])
 
 
+def suites_gpu():
+    result = load("suites_h200.json")
+    suites = table(["suite", "passed", "failed", "left out"], [[s["suite"], s["passed"], s["failed"], s["ignored"]] for s in result["suites"]])
+    checks = table(["compute-sanitizer", "suite", "tests", "result"], [[c["tool"], c["suite"], c["tests"], c["result"]] for c in result["sanitizer"]])
+    return "\n\n".join([suites, checks, recorded(result)])
+
+
 PAGES = {
     "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
-                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("attention_gpu", attention_gpu), ("logits_gpu", logits_gpu)],
+                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("attention_gpu", attention_gpu), ("logits_gpu", logits_gpu), ("suites_gpu", suites_gpu)],
     "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("grids", grids)],
 }
 
