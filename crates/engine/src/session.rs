@@ -298,6 +298,7 @@ impl<'m> Session<'m> {
         let mut buffer = vec![0.0; LOGITS_BLOCK.min(ids.len()) * vocab];
         let mut last = vec![];
         let (parts, reports) = self.run(ids, None, observer, cancel, &mut |session, chunk| {
+            last.clear();
             for range in wanted {
                 let (first, end) = (range.start.max(chunk.start), range.end.min(chunk.end));
                 for block in blocks(end.saturating_sub(first), LOGITS_BLOCK) {
@@ -305,10 +306,16 @@ impl<'m> Session<'m> {
                     let out = &mut buffer[..block.len() * vocab];
                     session.runner.logits(from - chunk.start..from - chunk.start + block.len(), out)?;
                     rows(from, out);
+                    if from + block.len() == chunk.end {
+                        last = out[out.len() - vocab..].to_vec();
+                    }
                 }
             }
-            last.resize(vocab, 0.0);
-            session.runner.logits(chunk.len() - 1..chunk.len(), &mut last)
+            if last.is_empty() && chunk.end == ids.len() {
+                last.resize(vocab, 0.0);
+                session.runner.logits(chunk.len() - 1..chunk.len(), &mut last)?;
+            }
+            Ok(())
         })?;
         self.logits = last;
         self.len += ids.len();

@@ -103,6 +103,20 @@ fn all_logits_come_once_and_in_order() {
         assert_eq!((next, session.len()), (150, 150));
         assert_eq!(session.logits().unwrap(), last);
         assert!(difference(&logits_of(&model, exact(150), &ids), &last) < 2e-5);
+
+        // Some rows, on both sides of the chunks' border, and not the last.
+        let mut session = Session::new(&model, SessionOptions { chunk, ..exact(150) }).unwrap();
+        let mut some = vec![];
+        let mut rows = |first: usize, logits: &[f32]| {
+            some.extend(logits.chunks_exact(model.config.vocab).enumerate().map(|(i, row)| (first + i, row.to_vec())));
+        };
+        let cancel = AtomicBool::new(false);
+        session.prefill_logits_of(&ids, &[3..4, 65..75, 100..140], &mut |_| {}, &cancel, &mut rows).unwrap();
+        assert!(some.iter().map(|(row, _)| *row).eq((3..4).chain(65..75).chain(100..140)));
+        assert!(difference(&last, session.logits().unwrap()) < 2e-5);
+        for (row, logits) in some.iter().filter(|(row, _)| row % 9 == 3) {
+            assert!(difference(&logits_of(&model, exact(150), &ids[..=*row]), logits) < 2e-5, "{row}");
+        }
     }
 }
 
