@@ -5,7 +5,7 @@
     python benchmarks/record_gpu.py --name h200
 
 Runs `speedread bench prefill` and `speedread bench decode` on random weights in the shapes of real models and writes what they print, with what
-made it (commit, driver, clocks), to results/prefill_NAME.json and results/decode_NAME.json. The runs are for a GPU of 140 GB; 3 minutes on an
+made it (commit, driver, clocks), to results/prefill_NAME.json and results/decode_NAME.json. The runs are for a GPU of 140 GB; two minutes on an
 H200. Attention alone, beside other libraries, is benches/peers/compare.py.
 """
 import argparse

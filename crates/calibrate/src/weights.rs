@@ -1,7 +1,7 @@
 //! What an error of a layer's attention output is worth, measured at the model's end.
 //!
-//! Errors relative to a layer's output do not say what they do to the answer: the first layers' diffuse attention is easily off by much and
-//! changes nothing, some later layer's copies from far away. So each layer by itself is read with one coarse pattern, all others dense, and
+//! Errors relative to a layer's output do not say what they do to the answer: like errors of two layers change it by amounts ten times apart
+//! (`weights` in `benchmarks/accuracy/search_*.json`). So each layer by itself is read with one coarse pattern, all others dense, and
 //! weighs what the next tokens diverge per error that the pattern makes in it. For small errors the divergence grows as their square does,
 //! which is what the search adds up.
 
@@ -19,15 +19,14 @@ use crate::measure::{Journal, Worth};
 use crate::target::LayerWeights;
 use crate::{Progress, Request};
 
-/// Tokens of each text that are read, where prompts are longer: a layer's worth changes little with the length.
+/// Tokens of each text that are read, where prompts are longer: a prefill for every layer would take long.
 const TOKENS: usize = 4096;
 /// No layer counts less than this share of the mean: its divergence may be below what rounding leaves.
 const LEAST: f64 = 0.05;
-
 /// An error counts as at least this share of the layers' mean: of the divergence by less of an error, rounding is the larger part.
 const LEAST_ERROR: f64 = 0.1;
 
-/// Tokens of a text that weights are measured on, where the shortest prompt has `shortest`.
+/// Tokens of a text that weights are measured on.
 fn tokens(request: &Request<'_>) -> usize {
     request.lengths[0].min(TOKENS)
 }
