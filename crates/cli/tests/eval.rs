@@ -96,13 +96,23 @@ fn a_stopped_run_goes_on_where_it_was() {
         .stdout(says("niah_single_1"))
         .stdout(says("%"));
 
-    // Results of different settings make no table together; of some settings they do.
-    let header = "{\"speedread_eval\":1,";
-    let other = fs::read_to_string(&results).unwrap().replace("a-shape:16,64", "block-sparse:2");
-    assert!(other.starts_with(header));
-    let other = stage.write("other.jsonl", other);
-    let mut mixed = speedread(&stage.folder);
-    mixed.args(["eval", "compare", "--from", &results, &other]).assert().code(1).stderr(says("of other settings than"));
+    // Results of other settings on the same samples make a table together.
+    let text = fs::read_to_string(&results).unwrap();
+    let mixed = |name: &str, other: String| {
+        let other = stage.write(name, other);
+        let mut run = speedread(&stage.folder);
+        run.args(["eval", "compare", "--from", &results, &other, "--json"]);
+        run.assert()
+    };
+    let both = mixed("other.jsonl", text.replace("a-shape:16,64", "block-sparse:2")).success();
+    let both: Value = serde_json::from_slice(&both.get_output().stdout).unwrap();
+    assert_eq!(both["comparison"]["settings"], json!(["dense", "a-shape:16,64", "block-sparse:2"]));
+    assert_eq!(both["comparison"]["rows"][0]["samples"], 3);
+    assert_eq!(both["comparison"]["rows"][0]["cells"][2]["drop"], row["cells"][1]["drop"]);
+    // Not if a setting is another of the same name, nor if nothing was answered by all.
+    mixed("chunked.jsonl", text.replace("\"chunk\":null", "\"chunk\":64")).code(1).stderr(says("its setting dense is not that of"));
+    let elsewhere = text.replace("a-shape:16,64", "block-sparse:2").replacen("\"sha256\":\"", "\"sha256\":\"0", 1);
+    mixed("elsewhere.jsonl", elsewhere).code(1).stderr(says("no sample was answered under every setting"));
     let chosen = |name: &str| {
         let mut run = speedread(&stage.folder);
         run.args(["eval", "compare", "--from", &results, "--attention", name]);

@@ -106,6 +106,12 @@ impl Header {
         })
     }
 
+    /// What tells its samples from those of other headers: data, prompts and parameters.
+    pub fn samples(&self) -> String {
+        let hashes = self.data.iter().chain(&self.prompts).map(|file| file.sha256.as_str());
+        format!("{} {}", hashes.collect::<Vec<_>>().join(" "), self.parameters)
+    }
+
     /// Why results of `other` do not belong under this header; `None` if they do. Files and the model may have moved.
     pub fn difference(&self, other: &Header) -> Option<String> {
         let hashes = |header: &Header| header.data.iter().map(|data| data.sha256.clone()).collect::<Vec<_>>();

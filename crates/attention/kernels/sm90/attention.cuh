@@ -84,7 +84,6 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
         n.first_key = key;
         s.k_empty[k.stage].wait(k.parity ^ 1);
         s.notes[k.stage] = n;
-        s.k_full[k.stage].arrive();  // for the note; `load` does for the bytes
         load<T::kPanels>(s.k[k.stage], T::kPanelBytesK, span ? maps.k : maps.columns_k, &s.k_full[k.stage], key, span ? kv_head : 0);
         k.advance();
       }
@@ -99,13 +98,19 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
   }
 }
 
-// What the producer wrote, read for the warp by the lane that will hand the buffer back: the barrier orders that lane's own reads, with no
-// help from how a warp's other lanes are ordered before it.
+// What the producer wrote is read by the lane that will hand the buffer back, and goes from there to the warp: the barrier orders that lane's
+// own reads, with no help from how a warp's other lanes are ordered before it.
+template <typename Word>
+__device__ __forceinline__ Word peek(const Word& x, int lane) {
+  return lane == 0 ? *const_cast<const volatile Word*>(&x) : Word{};
+}
+template <typename Word>
+__device__ __forceinline__ Word share(Word word) {
+  return static_cast<Word>(__shfl_sync(~0u, static_cast<int>(word), 0));
+}
 template <typename Word>
 __device__ __forceinline__ Word read(const Word& x, int lane) {
-  Word word{};
-  if (lane == 0) word = x;
-  return static_cast<Word>(__shfl_sync(~0u, static_cast<int>(word), 0));
+  return share(peek(x, lane));
 }
 
 // Sets the scores that do not count to minus infinity.
@@ -207,12 +212,13 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     auto step = [&](const auto& before, auto& weights) {
       s.k_full[kr.stage].wait(kr.parity);
       const TileNote& note = s.notes[kr.stage];
-      const MaskKind kind = read(note.mask, lane);
+      const MaskKind peeked = peek(note.mask, lane);  // its latency passes while the products are issued
       ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
       accumulate(before, vr.stage);
       ptx::barrier_arrive(next_turn, B::kPair);
+      const MaskKind kind = share(peeked);
       mma::wgmma_wait<1>();
       mma::keep(scores);
       mask(scores, note, kind, position, lane);
@@ -286,7 +292,7 @@ __device__ __forceinline__ void attention(const Maps& maps, const AttentionParam
   if (threadIdx.x == 0) {
     constexpr int kWarps = 4 * T::kConsumers;  // one arrival a consumer warp
     for (int i = 0; i < T::kStages; i++) {
-      s.k_full[i].init(2);  // a note and the bytes
+      s.k_full[i].init(1);
       s.v_full[i].init(1);
       s.k_empty[i].init(kWarps);
       s.v_empty[i].init(kWarps);
