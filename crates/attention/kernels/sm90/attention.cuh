@@ -213,6 +213,8 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       s.k_full[kr.stage].wait(kr.parity);
       const TileNote& note = s.notes[kr.stage];
       const MaskKind peeked = peek(note.mask, lane);  // its latency passes while the products are issued
+      // Without it the assembler moves the making of descriptors into the turn, where the other warpgroup waits for it.
+      __syncwarp();
       ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
