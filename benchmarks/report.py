@@ -107,7 +107,7 @@ def searches():
         for length in result["lengths"]:
             heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
             weights = {"measured": ", layers weighed", "equal": ", layers alike"}.get(result.get("layer_weights"), "")
-            parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {result['target']}{weights}\n\n"
+            parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {length.get('target', result['target'])}{weights}\n\n"
                          f"{length['candidates']} candidates a head, on {', '.join(result['texts'])}; {took}, {result['device']} with {result['threads']} threads. "
                          f"Heads: {heads}.")
             rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2),

@@ -61,7 +61,7 @@ impl Picks {
         if let Some(pattern) = measured.uniform().filter(|&pattern| pattern != candidates[1]) {
             picks.push((format!("uniform, {pattern}"), vec![vec![pattern; heads]; layers]));
         }
-        if request.target.check(other).is_ok() {
+        if measured.plan.target.check(other).is_ok() {
             picks.push((name(other).into(), patterns(&measured.choose(other, &|family| measured.offered(family)))));
         }
         if request.ablate {

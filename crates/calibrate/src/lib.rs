@@ -70,6 +70,15 @@ pub struct Progress<'a> {
     pub of: usize,
 }
 
+/// A prompt length to search patterns for.
+#[derive(Debug, Clone, Copy)]
+pub struct Length {
+    /// Tokens of the prompts.
+    pub tokens: usize,
+    /// What to spend, or to lose.
+    pub target: Target,
+}
+
 /// What to search, and how.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -79,12 +88,10 @@ pub struct Request<'a> {
     pub texts: Vec<Text>,
     /// Texts to compare the found patterns on.
     pub held_out: Vec<Text>,
-    /// Prompt lengths in tokens, ascending.
-    pub lengths: Vec<usize>,
+    /// Prompt lengths, ascending.
+    pub lengths: Vec<Length>,
     /// Cache type and precision; what else they say is not used.
     pub options: SessionOptions,
-    /// What to spend, or to lose.
-    pub target: Target,
     /// One budget for all heads, or the same for each.
     pub search: Search,
     /// What an error over several texts is.
@@ -125,6 +132,9 @@ impl<'m> Request<'m> {
 pub struct LengthResult {
     /// Tokens of the prompts.
     pub tokens: usize,
+    /// What was asked for.
+    #[serde(serialize_with = "as_text")]
+    pub target: Target,
     /// Times that costs come from.
     pub kernel_times: KernelTimes,
     /// Candidates that every head was measured with.
@@ -167,9 +177,14 @@ impl Calibration {
     }
 }
 
+fn as_text<S: serde::Serializer>(target: &Target, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(target)
+}
+
 /// One length's candidates and what they are judged by.
 struct Plan {
     tokens: usize,
+    target: Target,
     times: KernelTimes,
     candidates: Vec<Pattern>,
 }
@@ -185,7 +200,7 @@ pub fn calibrate(
     cancel: &AtomicBool,
 ) -> Result<Calibration> {
     check(request)?;
-    let plans: Vec<Plan> = request.lengths.iter().map(|&tokens| plan(request, tokens)).collect::<Result<_>>()?;
+    let plans: Vec<Plan> = request.lengths.iter().map(|&length| plan(request, length)).collect::<Result<_>>()?;
     let mut journal = Journal::open(request.journal, &identity(request, &plans))?;
     let weights = match request.layer_weights {
         LayerWeights::Equal => vec![1.0; request.model.config.layers],
@@ -215,6 +230,7 @@ pub fn calibrate(
         let found = measured.heads(&chosen);
         lengths.push(LengthResult {
             tokens: plan.tokens,
+            target: plan.target,
             kernel_times: plan.times,
             candidates: plan.candidates.len(),
             families: families(&found),
@@ -236,10 +252,10 @@ fn check(request: &Request<'_>) -> Result<()> {
     if request.texts.is_empty() {
         return refuse("no text to search on".into());
     }
-    let Some(&longest) = request.lengths.last() else {
+    let Some(&Length { tokens: longest, .. }) = request.lengths.last() else {
         return refuse("no prompt length to search".into());
     };
-    if !request.lengths.is_sorted_by(|a, b| a < b) || request.lengths[0] == 0 {
+    if !request.lengths.is_sorted_by(|a, b| a.tokens < b.tokens) || request.lengths[0].tokens == 0 {
         return refuse("prompt lengths must ascend from 1 on".into());
     }
     if longest > request.model.config.context {
@@ -261,10 +277,10 @@ fn check(request: &Request<'_>) -> Result<()> {
     if request.lines == Lines::Lines && request.lengths.len() > 1 {
         return refuse("MInference's format holds the patterns of one prompt length only".into());
     }
-    request.target.check(request.search)
+    request.lengths.iter().try_for_each(|length| length.target.check(request.search))
 }
 
-fn plan(request: &Request<'_>, tokens: usize) -> Result<Plan> {
+fn plan(request: &Request<'_>, Length { tokens, target: asked }: Length) -> Result<Plan> {
     let config = &request.model.config;
     let shape = Shape { tokens, head_dim: config.head_dim, heads: config.heads, kv_heads: config.kv_heads };
     let place = match request.model.cuda() {
@@ -273,11 +289,11 @@ fn plan(request: &Request<'_>, tokens: usize) -> Result<Plan> {
     };
     let times = KernelTimes::of_device(request.device, place, shape, request.times)?;
     let seconds = |pattern| menu::most_seconds(pattern, tokens, &times);
-    let target = match request.target {
+    let target = match asked {
         Target::Time(share) | Target::Density(share) => share * seconds(Pattern::Dense),
         Target::Default | Target::Error(_) => seconds(Pattern::default_for(tokens)),
     };
-    Ok(Plan { tokens, times, candidates: menu::menu(tokens, target, &times, request.lines) })
+    Ok(Plan { tokens, target: asked, times, candidates: menu::menu(tokens, target, &times, request.lines) })
 }
 
 /// What makes this search's measures differ from another's.
@@ -293,6 +309,15 @@ fn identity(request: &Request<'_>, plans: &[Plan]) -> Value {
         "worth": weights::identity(request),
         "lengths": plans.iter().map(|plan| json!([plan.tokens, plan.candidates])).collect::<Vec<_>>(),
     })
+}
+
+/// The targets in words: one where all lengths have the same, else that of each length in order.
+pub fn targets(lengths: &[Length]) -> String {
+    let mut each: Vec<String> = lengths.iter().map(|length| length.target.to_string()).collect();
+    if each.iter().all(|target| *target == each[0]) {
+        each.truncate(1);
+    }
+    each.join(",")
 }
 
 /// Hash of a text's tokens.
@@ -327,7 +352,7 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
     let search = json!({
         "made_by": concat!("speedread ", env!("CARGO_PKG_VERSION")),
         "texts": request.texts.iter().map(|text| &text.name).collect::<Vec<_>>(),
-        "target": request.target.to_string(),
+        "target": targets(&request.lengths),
         "search": request.search,
         "objective": request.objective,
         "layer_weights": request.layer_weights,
@@ -336,6 +361,7 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
         "kernel": request.model.device().kernel(),
     });
     let lengths = request.lengths.iter().zip(found);
-    let lengths = lengths.map(|(&tokens, layers)| SearchedLength { tokens, layers: layers.clone() }).collect();
+    let lengths =
+        lengths.map(|(length, layers)| SearchedLength { tokens: length.tokens, layers: layers.clone() }).collect();
     Ok(PatternFile::Searched(SearchedFile::new(model, search, lengths)?))
 }

@@ -40,7 +40,7 @@ impl Measured<'_> {
 
     /// Cost of a head under a candidate, in what the target counts.
     fn cost(&self, layer: usize, head: usize, candidate: usize) -> f64 {
-        match self.request.target {
+        match self.plan.target {
             Target::Density(_) => self.mean(layer, head, candidate, |d| (d.visits.runs + d.visits.gathered) as f64),
             Target::Default | Target::Time(_) | Target::Error(_) => self.seconds(layer, head, candidate),
         }
@@ -74,7 +74,7 @@ impl Measured<'_> {
 
     /// What all heads may cost or lose. The menu begins with dense and the uniform default.
     fn limit(&self) -> Limit {
-        match self.request.target {
+        match self.plan.target {
             Target::Default => Limit::Cost(self.total_cost(1)),
             Target::Time(share) | Target::Density(share) => Limit::Cost(share * self.total_cost(0)),
             Target::Error(bound) => Limit::Error(bound * self.shape().0 as f64),

@@ -28,7 +28,7 @@ const LEAST_ERROR: f64 = 0.1;
 
 /// Tokens of a text that weights are measured on.
 fn tokens(request: &Request<'_>) -> usize {
-    request.lengths[0].min(TOKENS)
+    request.lengths[0].tokens.min(TOKENS)
 }
 
 /// The pattern that a layer is read with.

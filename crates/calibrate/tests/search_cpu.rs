@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use speedread_calibrate::{
-    Calibration, LayerWeights, Lines, Objective, Progress, Request, Search, Target, Text, calibrate,
+    Calibration, LayerWeights, Length, Lines, Objective, Progress, Request, Search, Target, Text, calibrate,
 };
 use speedread_engine::Error;
 use speedread_engine::device::DeviceChoice;
@@ -32,9 +32,8 @@ fn request<'a>(model: &'a Model, [times, journal]: &'a [PathBuf; 2], layer_weigh
         model,
         texts: vec![text("one", 17), text("three", 41)],
         held_out: vec![text("two", 29)],
-        lengths: vec![TOKENS],
+        lengths: vec![Length { tokens: TOKENS, target: Target::Density(0.4) }],
         options: SessionOptions::new(TOKENS),
-        target: Target::Density(0.4),
         search: Search::Global,
         objective: Objective::Mean,
         layer_weights,

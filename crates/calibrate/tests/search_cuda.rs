@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use speedread_attention::{Kernel, Pattern, PatternFile};
 use speedread_calibrate::{
-    KernelTimes, LayerWeights, Lines, Objective, Place, Request, Search, Shape, Target, Text, calibrate,
+    KernelTimes, LayerWeights, Length, Lines, Objective, Place, Request, Search, Shape, Target, Text, calibrate,
 };
 use speedread_engine::device::DeviceChoice;
 use speedread_engine::model::{Model, ModelOptions};
@@ -43,9 +43,8 @@ fn request<'a>(model: &'a Model, [times, journal]: &'a [PathBuf; 2]) -> Request<
         model,
         texts: vec![text("one", 17)],
         held_out: vec![text("two", 29)],
-        lengths: vec![TOKENS],
+        lengths: vec![Length { tokens: TOKENS, target: Target::Time(0.6) }],
         options: SessionOptions::new(TOKENS),
-        target: Target::Time(0.6),
         search: Search::Global,
         objective: Objective::Mean,
         layer_weights: LayerWeights::Measured,

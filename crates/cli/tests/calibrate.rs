@@ -97,13 +97,20 @@ fn a_search_writes_patterns_that_prefill_reads() {
 #[test]
 fn a_search_of_one_kind_chooses_no_other() {
     let Some(stage) = stage() else { return };
-    let args =
-        ["--target", "time:0.6", "--only", "block-sparse", "--layer-weights", "equal", "-o", "blocks.json", "--json"];
-    let report = json(&mut stage.calibrate(&args));
-    for family in report["lengths"][0]["families"].as_array().unwrap() {
-        assert_eq!(family[1], if family[0] == "block-sparse" { 270 } else { 0 }, "{report}");
+    // The shorter length is named last, and so is its target.
+    let args = "--lengths 512 --target density:0.5,density:0.8 --only block-sparse --layer-weights equal -o blocks.json --json";
+    let report = json(&mut stage.calibrate(&args.split(' ').collect::<Vec<_>>()));
+    for (at, tokens, target, share) in [(0, 512, "density:0.8", 0.8), (1, 1024, "density:0.5", 0.5)] {
+        let length = &report["lengths"][at];
+        assert_eq!((&length["tokens"], &length["target"]), (&Value::from(tokens), &Value::from(target)));
+        for family in length["families"].as_array().unwrap() {
+            assert_eq!(family[1], if family[0] == "block-sparse" { 270 } else { 0 }, "{report}");
+        }
+        // On another text than the one that was measured.
+        let density = length["comparisons"][0]["density"].as_f64().unwrap();
+        assert!((density - share).abs() < 0.05, "{tokens}: {density}");
     }
-    assert_eq!(report["only"], "block-sparse");
+    assert_eq!((&report["only"], &report["target"]), (&"block-sparse".into(), &"density:0.8,density:0.5".into()));
 }
 
 #[test]
@@ -195,6 +202,8 @@ fn what_cannot_be_searched_is_refused() {
     refused(&["--held-out", "short.txt"], "short.txt has");
     refused(&["--lengths", "9000"], "context of 8192");
     refused(&["--target", "error:0.1", "--search", "per-head"], "global search");
+    refused(&["--lengths", "64,128", "--target", "time:0.2,time:0.3"], "2 targets for 3 lengths");
+    refused(&["--lengths", "64,64"], "64 is given twice");
     for (flag, value) in [
         ("--target", "time:2"),
         ("--search", "all"),

@@ -110,7 +110,9 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert_eq!(both["comparison"]["rows"][0]["samples"], 3);
     assert_eq!(both["comparison"]["rows"][0]["cells"][2]["drop"], row["cells"][1]["drop"]);
     // Not if a setting is another of the same name, nor if nothing was answered by all.
-    mixed("chunked.jsonl", text.replace("\"chunk\":null", "\"chunk\":64")).code(1).stderr(says("its setting dense is not that of"));
+    mixed("chunked.jsonl", text.replace("\"chunk\":null", "\"chunk\":64"))
+        .code(1)
+        .stderr(says("its setting dense is not that of"));
     let elsewhere = text.replace("a-shape:16,64", "block-sparse:2").replacen("\"sha256\":\"", "\"sha256\":\"0", 1);
     mixed("elsewhere.jsonl", elsewhere).code(1).stderr(says("no sample was answered under every setting"));
     let chosen = |name: &str| {

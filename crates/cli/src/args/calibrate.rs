@@ -13,7 +13,7 @@ use super::{ModelArgs, parse_precision, parse_tokens};
 pub const EXAMPLES: &str = "Examples:
   speedread calibrate -f novel.txt essays.txt -o patterns.json
   speedread calibrate -m smollm2 -f book.txt --held-out other.txt --ablate --map patterns.png -o patterns.json
-  speedread calibrate -f novel.txt --lengths 8192,32768 --target time:0.25 -o patterns.json
+  speedread calibrate -f novel.txt --lengths 8K,32K --target density:0.5,density:0.25 -o patterns.json
   speedread ask \"Who wrote the letter?\" -f novel.txt --patterns patterns.json
 A search that was stopped goes on where it was when the same command is given again.";
 
@@ -31,9 +31,10 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
     /// What attention may cost, or lose: default (the time of the uniform default), time:SHARE or density:SHARE of dense attention,
-    /// error:BOUND (squared error of the attention output, relative, mean over layers by their weights)
-    #[arg(long, value_name = "TARGET", default_value = "default")]
-    pub target: Target,
+    /// error:BOUND (squared error of the attention output, relative, mean over layers by their weights); one for all lengths, or one for
+    /// each in the order of --lengths
+    #[arg(long, value_name = "TARGET,...", value_delimiter = ',', default_value = "default")]
+    pub target: Vec<Target>,
     /// One budget for all heads (global), or the same for every head (per-head: the search of MInference's paper)
     #[arg(long, value_name = "SEARCH", default_value = "global", value_parser = parse_search)]
     pub search: Search,

@@ -5,9 +5,9 @@ mod report;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::json;
-use speedread_calibrate::{LengthResult, Lines, Request, Text, calibrate, remove_journal};
+use speedread_calibrate::{Length, LengthResult, Lines, Request, Text, calibrate, remove_journal, targets};
 use speedread_engine::device::Needs;
 use speedread_engine::hub::Cache;
 use speedread_engine::model::Model;
@@ -27,13 +27,8 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let tokens = args.lengths.iter().map(|n| n.get()).max().or(Some(DEFAULT_LENGTH));
     let needs = Needs { kv: args.kv, precision: args.precision, tokens };
     let model = open_model(&args.model, needs, interrupt)?;
-    let mut lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
-    if lengths.is_empty() {
-        lengths.push(DEFAULT_LENGTH.min(model.config.context));
-    }
-    lengths.sort_unstable();
-    lengths.dedup();
-    let longest = lengths[lengths.len() - 1];
+    let lengths = lengths(&args, model.config.context)?;
+    let longest = lengths[lengths.len() - 1].tokens;
     let texts = encode(&model, documents)?;
     let held_out = match held_out.is_empty() {
         true => following(&texts, longest),
@@ -55,7 +50,6 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         held_out,
         lengths,
         options: SessionOptions { kv: args.kv, precision: args.precision, ..SessionOptions::new(longest) },
-        target: args.target,
         search: args.search,
         objective: args.objective,
         layer_weights: args.layer_weights,
@@ -90,7 +84,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         report::map(&found).save(path)?;
     }
     if let Some(path) = &args.report {
-        let text = report::markdown(&found, &args.model.model, args.target);
+        let text = report::markdown(&found, &args.model.model);
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
     }
     // Last: where a picture could not be written, the same command writes it without measuring again.
@@ -99,7 +93,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         return output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"), "model": model.path(), "fingerprint": model.fingerprint(),
             "texts": request.texts.iter().map(|text| &text.name).collect::<Vec<_>>(),
-            "target": args.target.to_string(), "search": args.search, "objective": args.objective, "only": args.only,
+            "target": targets(&request.lengths), "search": args.search, "objective": args.objective, "only": args.only,
             "query_tiles": args.query_tiles, "threads": rayon::current_num_threads(), "device": device,
             "kernel": super::kernel(&model, args.precision), "seconds": began.elapsed().as_secs_f64(),
             "layer_weights": args.layer_weights, "weights": found.weights, "lengths": found.lengths, "patterns": args.output,
@@ -110,6 +104,25 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     }
     println!("{} in {}", args.output.display(), output::seconds(began.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// The lengths to search, ascending, each with its target.
+fn lengths(args: &CalibrateArgs, context: usize) -> anyhow::Result<Vec<Length>> {
+    let tokens = match args.lengths.as_slice() {
+        [] => vec![DEFAULT_LENGTH.min(context)],
+        given => given.iter().map(|n| n.get()).collect(),
+    };
+    let target = |at: usize| if args.target.len() == 1 { args.target[0] } else { args.target[at] };
+    if args.target.len() != 1 && args.target.len() != tokens.len() {
+        bail!("{} targets for {} lengths: give one target for all, or one for each", args.target.len(), tokens.len());
+    }
+    let mut lengths: Vec<Length> =
+        tokens.iter().enumerate().map(|(at, &tokens)| Length { tokens, target: target(at) }).collect();
+    lengths.sort_by_key(|length| length.tokens);
+    if let Some(twice) = lengths.windows(2).find(|two| two[0].tokens == two[1].tokens) {
+        bail!("the length {} is given twice", twice[0].tokens);
+    }
+    Ok(lengths)
 }
 
 /// Where a search keeps what it has measured: beside its output.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use speedread_attention::pattern_file::searched::SearchedHead;
-use speedread_calibrate::{Calibration, Family, Target};
+use speedread_calibrate::{Calibration, Family};
 
 use crate::canvas::Canvas;
 use crate::heatmap::{Cell, HeatMap, draw_all};
@@ -42,14 +42,14 @@ pub fn nats(divergence: Option<f64>) -> String {
 }
 
 /// Everything that was found.
-pub fn markdown(found: &Calibration, model: &str, target: Target) -> String {
-    let mut text = format!("# Patterns of {model}\n\nTarget: {target}.\n");
+pub fn markdown(found: &Calibration, model: &str) -> String {
+    let mut text = format!("# Patterns of {model}\n");
     // Writing to a string does not fail.
     let mut line = |what: std::fmt::Arguments<'_>| text.write_fmt(format_args!("{what}\n")).unwrap_or_default();
     let weights: Vec<String> = found.weights.iter().map(|weight| format!("{weight:.2}")).collect();
     line(format_args!("\nWhat an error in each layer counted, first to last: {}.", weights.join(", ")));
     for (layers, length) in found.heads.iter().zip(&found.lengths) {
-        line(format_args!("\n## Prompts of {} tokens\n", length.tokens));
+        line(format_args!("\n## Prompts of {} tokens\n\nTarget: {}.\n", length.tokens, length.target));
         line(format_args!("| pattern | heads |\n|---|---|"));
         for (family, heads) in &length.families {
             line(format_args!("| {} | {heads} |", family.name()));
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use speedread_attention::pattern_file::minference::MInferenceFile;
     use speedread_attention::{Kernel, PatternFile};
-    use speedread_calibrate::{KernelTimes, LengthResult};
+    use speedread_calibrate::{KernelTimes, LengthResult, Target};
 
     #[test]
     fn every_head_is_reported() {
@@ -107,6 +107,7 @@ mod tests {
         };
         let length = LengthResult {
             tokens: 4096,
+            target: Target::Default,
             kernel_times: times,
             candidates: 3,
             families: vec![(Family::BlockSparse, 1)],
@@ -118,8 +119,12 @@ mod tests {
             lengths: vec![length],
             weights: vec![1.0],
         };
-        let text = markdown(&found, "tiny", Target::Default);
-        assert!(text.contains("| 0 | 0 | block-sparse:9 | 0.50000 | 50.00 % | 25.0 % |"), "{text}");
+        let text = markdown(&found, "tiny");
+        assert!(
+            text.contains("Target: default.")
+                && text.contains("| 0 | 0 | block-sparse:9 | 0.50000 | 50.00 % | 25.0 % |"),
+            "{text}"
+        );
         assert!(text.contains("| 0.1 to inf | 1 |") && text.contains("| 0.001 to 0.003 | 1 |"), "{text}");
         map(&found);
     }
