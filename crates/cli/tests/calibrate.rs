@@ -108,7 +108,7 @@ fn a_search_of_one_kind_chooses_no_other() {
         }
         // On another text than the one that was measured.
         let density = length["comparisons"][0]["density"].as_f64().unwrap();
-        assert!((density - share).abs() < 0.05, "{tokens}: {density}");
+        assert!(density > share - 0.1 && density < share + 0.02, "{tokens}: {density}");
     }
     assert_eq!((&report["only"], &report["target"]), (&"block-sparse".into(), &"density:0.8,density:0.5".into()));
 }
