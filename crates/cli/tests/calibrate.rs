@@ -134,6 +134,24 @@ fn minferences_format_holds_lines() {
 }
 
 #[test]
+fn a_search_is_timed() {
+    let Some(stage) = stage() else { return };
+    let args = ["--length", "128", "--texts", "1", "--query-tiles", "2", "--json"];
+    let found = json(&mut stage.run("bench calibrate", &args));
+    let of_stages: f64 = found["stages"].as_object().unwrap().values().map(|seconds| seconds.as_f64().unwrap()).sum();
+    let all = found["seconds"].as_f64().unwrap();
+    assert!(
+        of_stages > 0.5 * all && of_stages <= all && found["stages"]["measuring"].as_f64().unwrap() > 0.0,
+        "{found}"
+    );
+    assert_eq!(
+        (&found["heads"], &found["tokens"], &found["target"]),
+        (&270.into(), &128.into(), &"density:0.25".into())
+    );
+    assert_eq!(fs::read_dir(&stage.folder).unwrap().count(), 1, "only the story is there");
+}
+
+#[test]
 fn a_killed_search_goes_on() {
     let Some(stage) = stage() else { return };
     // Layers that count alike: the journal has only lines of layers then. Going on while they are weighed is tested where the search is.

@@ -7,7 +7,9 @@ use std::str::FromStr;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use speedread_attention::Pattern;
+use speedread_calibrate::Target;
 use speedread_engine::device::DeviceChoice;
+use speedread_engine::kv_cache::KvType;
 use speedread_engine::synthetic;
 
 use super::{Attention, ModelArgs, PrefillArgs, parse_attention, parse_tokens};
@@ -17,6 +19,7 @@ pub const EXAMPLES: &str = "Examples:
   speedread bench prefill -f novel.txt --attention vertical-slash:500,2000 --svg prefill.svg
   speedread bench prefill --synthetic qwen2.5-7b-1m --lengths 128K,1M --device cuda
   speedread bench decode --synthetic llama-3-8b --lengths 1024,131072
+  speedread bench calibrate --synthetic llama-3-8b --length 32K --device cuda
   speedread bench attention --heads 32/8/128 --lengths 8K,128K --attention dense --attention vertical-slash-tiles:8,48";
 
 #[derive(Debug, Args)]
@@ -31,6 +34,8 @@ pub enum BenchCommand {
     Prefill(Box<PrefillBenchArgs>),
     /// Time of a generated token of a whole model, by prompt length, and its share of what memory allows
     Decode(Box<DecodeBenchArgs>),
+    /// Time of a search of patterns (`speedread calibrate`), measuring of the kernels and comparing included
+    Calibrate(Box<CalibrateBenchArgs>),
     /// Attention alone, index building included, over random numbers
     Attention(AttentionBenchArgs),
 }
@@ -78,6 +83,36 @@ pub struct PrefillBenchArgs {
     /// Draw tokens per second by length (SVG)
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CalibrateBenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Search random weights in the shape of a real model
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model", value_parser = PossibleValuesParser::new(synthetic::names()))]
+    pub synthetic: Option<String>,
+    /// Tokens of the prompts, which are made up
+    #[arg(long, value_name = "N", value_parser = parse_tokens, default_value = "8K")]
+    pub length: NonZeroUsize,
+    /// Texts to measure on; one more is compared on
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub texts: NonZeroUsize,
+    /// What attention may cost, as for `speedread calibrate`
+    #[arg(long, value_name = "TARGET", default_value = "density:0.25")]
+    pub target: Target,
+    /// Query tiles (of 64 rows) per head that errors are measured on; on CUDA devices all rows count
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub query_tiles: NonZeroUsize,
+    /// Compare also searches of one kind of pattern alone, and indexes of another text
+    #[arg(long)]
+    pub ablate: bool,
+    /// Element type of the key/value cache, as for `speedread calibrate`
+    #[arg(long, value_name = "TYPE")]
+    pub kv: Option<KvType>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,

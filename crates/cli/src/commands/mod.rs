@@ -28,6 +28,12 @@ fn kernel(model: &Model, precision: Precision) -> String {
     model.cuda().map_or_else(|| precision.kernel().to_string(), |device| device.attention().kernel().to_string())
 }
 
+/// What a model runs on, in words.
+fn device(model: &Model) -> String {
+    let processor = || output::cpu().unwrap_or_else(|| std::env::consts::ARCH.into());
+    model.device_name().map_or_else(processor, str::to_owned)
+}
+
 /// Reads a prompt in a session of its own and prints the continuation: what `ask` and `run` share.
 fn answer(
     model: &Model,

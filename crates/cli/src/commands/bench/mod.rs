@@ -1,6 +1,7 @@
-//! `speedread bench`: a whole model's prompts or generated tokens, or attention alone.
+//! `speedread bench`: a whole model's prompts or generated tokens, a search of its patterns, or attention alone.
 
 mod attention;
+mod calibrate;
 mod decode;
 mod prefill;
 
@@ -19,6 +20,7 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     match args.what {
         BenchCommand::Prefill(args) => prefill::run(*args, interrupt),
         BenchCommand::Decode(args) => decode::run(&args, interrupt),
+        BenchCommand::Calibrate(args) => calibrate::run(&args, interrupt),
         BenchCommand::Attention(args) => attention::run(&args, interrupt),
     }
 }

@@ -39,10 +39,7 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
             "note: the texts have no second part of {longest} tokens, and there is no --held-out: nothing to compare on"
         );
     }
-    let device = match model.device_name() {
-        Some(name) => name.to_owned(),
-        None => output::cpu().unwrap_or_else(|| std::env::consts::ARCH.into()),
-    };
+    let device = super::device(&model);
     let journal = journal_path(&args.output);
     let request = Request {
         model: &model,
