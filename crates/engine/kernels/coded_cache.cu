@@ -1,6 +1,12 @@
 // Keys and values in codes of 8 bits, e4m3 or whole numbers, with an f32 scale for each token and head: the head's largest number over the
-// largest code. Keys, and the queries that meet them, are multiplied by a Walsh-Hadamard matrix first. Appending them, and making bf16 of
-// them again.
+// largest code. Of keys a reference is taken first, one for all keys of a head. Making the reference, appending keys and values, and making
+// bf16 of them again.
+//
+// Keys of some models, of those with a bias above all, have a few large components that are much the same in every key. Left in, they set
+// the scale, and so the step of all components in whole numbers; in e4m3 their own step is larger than what keys differ by. The softmax
+// over keys k of q.(k - m) is that of q.k, whatever m is: all scores of a query q are less by q.m. So m, the reference, costs nothing, and
+// who reads the keys need not know it. SageAttention (arXiv 2410.02367, section 4.2) takes the mean of all keys; here later ones are not
+// known yet, and it is the mean of the first.
 #include <cuda_fp8.h>
 
 #include "overlap.cuh"
@@ -10,11 +16,15 @@
 constexpr float kLeastScale = 1e-30f;
 constexpr uint32_t kInfinity = 0x7f800000u, kNaN = 0x7fffffffu;
 
+// Rows that a reference is the mean of, at most: the error of a mean of so many is a sixteenth of what keys differ by.
+constexpr int kReferenceRows = 256, kReferenceWarps = 32;
+
 struct CodedRopeParams {
   RopeParams<uint8_t> rope;
   float* scales_k;  // of the first row in the first head
   float* scales_v;
   int64_t scale_head_stride;
+  float* reference;  // [kv_heads][row_stride of the cache]
 };
 
 struct Four {
@@ -104,32 +114,62 @@ __device__ __forceinline__ Four rotated4(const __nv_bfloat16* from, const float*
   return y;
 }
 
-// Four of a rotated head's components a lane, times the orthonormal Walsh-Hadamard matrix of `block` components, block by block. Keys of
-// some models have components many times larger than the rest, where queries are large too: most of a score's error would come from the
-// codes of those. Times the matrix a head has its size in all components alike, and products of queries and keys are what they were.
-__device__ __forceinline__ void spread(Four& x, int block) {
-  const float a = x.v[0] + x.v[1], b = x.v[0] - x.v[1], c = x.v[2] + x.v[3], d = x.v[2] - x.v[3];
-  x = {{a + c, b + d, a - c, b - d}};
-  for (int lanes = 1; lanes < block / 4; lanes *= 2) {
-    const float sign = threadIdx.x & lanes ? -1.0f : 1.0f;
+// The reference of each key head: the mean of its rotated keys over rows of the chunk that are evenly spread, or over all if they are few.
+// A thread block a head, a warp a row at a time, four components a lane; the sums of warps are added in their order, so that the same keys
+// always have the same reference.
+template <bool kHalves, int kWidth>
+__device__ __forceinline__ void reference_keys(const CodedRopeParams& params, int64_t rows) {
+  overlap();
+  const RopeParams<uint8_t>& p = params.rope;
+  const int head = blockIdx.x, warp = threadIdx.x / 32, at = threadIdx.x % 32 * 4;
+  const int count = static_cast<int>(min(rows, static_cast<int64_t>(kReferenceRows)));
+  // Each part of the mean by itself: a sum could be too large for a float where none of its numbers is.
+  const float part = 1.0f / static_cast<float>(count);
+  Four mean = {};
+  if (at < p.dim) {
+#pragma unroll 2
+    for (int i = warp; i < count; i += kReferenceWarps) {
+      const int64_t row = i * rows / count;
+      const Four x = rotated4<kHalves, (kWidth > 1)>(p.k + (row * p.kv_heads + head) * p.dim, p.cosines + row * p.pairs,
+                                                     p.sines + row * p.pairs, at, p.pairs);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x.v[i] = fmaf(sign, x.v[i], __shfl_xor_sync(0xffffffffu, x.v[i], lanes));
+      for (int j = 0; j < 4; ++j) {
+        // What is not finite is to show in its own key and no other.
+        const bool finite = __float_as_uint(fabsf(x.v[j])) < kInfinity;
+        mean.v[j] += finite ? x.v[j] * part : 0.0f;
+      }
+    }
   }
-  const float length = rsqrtf(static_cast<float>(block));
+  __shared__ __align__(16) float of_warp[kReferenceWarps][128];
+  *reinterpret_cast<float4*>(&of_warp[warp][at]) = make_float4(mean.v[0], mean.v[1], mean.v[2], mean.v[3]);
+  __syncthreads();
+  if (threadIdx.x >= p.dim) return;
+  float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x.v[i] *= length;
+  for (int i = 0; i < kReferenceWarps; ++i) sum += of_warp[i][threadIdx.x];
+  params.reference[static_cast<int64_t>(head) * p.row_stride + threadIdx.x] = sum;
 }
 
-// A warp a head, four components a lane: queries and keys are rotated and spread, and the largest number of keys and values is known in
-// registers before anything is written. Components past `dim` get the code of zero. The thread blocks of a column of the grid share a row.
+#define SPEEDREAD_REFERENCE(name, halves, width)                      \
+  extern "C" __global__ void __launch_bounds__(kReferenceWarps * 32)  \
+      name(const __grid_constant__ CodedRopeParams p, int64_t rows) { \
+    reference_keys<halves, width>(p, rows);                           \
+  }
+
+SPEEDREAD_REFERENCE(reference_keys_halves, true, 8)
+SPEEDREAD_REFERENCE(reference_keys_halves_narrow, true, 1)
+SPEEDREAD_REFERENCE(reference_keys_interleaved, false, 4)
+SPEEDREAD_REFERENCE(reference_keys_interleaved_narrow, false, 1)
+
+// A warp a head, four components a lane: queries and keys are rotated, keys lose their head's reference, and the largest number of keys and
+// values is known in registers before anything is written. Components past `dim` get the code of zero. The thread blocks of a column of the
+// grid share a row.
 template <typename Codes, bool kHalves, int kWidth>
 __device__ __forceinline__ void rope_append_coded(const CodedRopeParams& params) {
   overlap();
   const RopeParams<uint8_t>& p = params.rope;
   const int64_t row = blockIdx.x;
   const float *cosines = p.cosines + row * p.pairs, *sines = p.sines + row * p.pairs;
-  // The largest power of two that divides a head: no block reaches past it.
-  const int block = p.dim & -p.dim;
   const int at = threadIdx.x % 32 * 4, warps = blockDim.x / 32;
   for (int task = blockIdx.y * warps + threadIdx.x / 32; task < p.q_heads + 2 * p.kv_heads; task += gridDim.y * warps) {
     const bool is_query = task < p.q_heads, is_value = task >= p.q_heads + p.kv_heads, is_key = !is_query && !is_value;
@@ -138,12 +178,15 @@ __device__ __forceinline__ void rope_append_coded(const CodedRopeParams& params)
     const __nv_bfloat16* from = is_query ? query : (is_key ? p.k : p.v) + (row * p.kv_heads + head) * p.dim;
     Four x = {};
     if (at < p.dim) x = is_value ? load4(from + at) : rotated4<kHalves, (kWidth > 1)>(from, cosines, sines, at, p.pairs);
-    if (!is_value) spread(x, block);
     if (is_query) {
       // In place, where other lanes have read.
       __syncwarp();
       if (at < p.dim) store4(query + at, x);
       continue;
+    }
+    if (is_key && at < p.dim) {
+      const float4 m = *reinterpret_cast<const float4*>(params.reference + static_cast<int64_t>(head) * p.row_stride + at);
+      x = {{x.v[0] - m.x, x.v[1] - m.y, x.v[2] - m.z, x.v[3] - m.w}};
     }
     // Compared as whole numbers, where those that are none come after infinity.
     uint32_t largest = 0;

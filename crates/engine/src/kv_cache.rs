@@ -25,9 +25,10 @@ pub enum KvType {
     F16,
     /// 16 bits with the range of f32.
     Bf16,
-    /// 8 bits (e4m3: 4 of precision) with an f32 scale for each position and head. Of CUDA devices alone.
+    /// 8 bits (e4m3: 4 of precision) with an f32 scale for each position and head; keys less an f32 reference key of their head. Of CUDA
+    /// devices alone.
     Fp8,
-    /// 8 bits (whole numbers: 7 of the head's largest) with the same scale. Of CUDA devices alone.
+    /// 8 bits (whole numbers: 7 of the head's largest) with the same scale and reference. Of CUDA devices alone.
     Int8,
 }
 
@@ -102,11 +103,17 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// Bytes of keys and values together; `None` if the number does not fit 64 bits.
+    /// Bytes of keys and values together, with their scales and reference keys; `None` if the number does not fit 64 bits.
     pub fn bytes(&self) -> Option<u64> {
-        [2, self.layers, self.heads, self.capacity]
-            .into_iter()
-            .try_fold(self.kind.row_bytes(self.dim)?, |bytes, factor| bytes.checked_mul(factor as u64))
+        let product = |first: u64, factors: &[usize]| {
+            factors.iter().try_fold(first, |bytes, &factor| bytes.checked_mul(factor as u64))
+        };
+        let rows = product(self.kind.row_bytes(self.dim)?, &[2, self.layers, self.heads, self.capacity])?;
+        let references = match self.kind.codes() {
+            Some(_) => product(size_of::<f32>() as u64, &[self.layers, self.heads, self.dim])?,
+            None => 0,
+        };
+        rows.checked_add(references)
     }
 }
 
@@ -316,6 +323,10 @@ mod tests {
         for (kind, bytes) in [(KvType::F32, 512), (KvType::Fp8, 132), (KvType::Int8, 132)].into_iter().chain(halves) {
             assert_eq!(kind.to_string().parse::<KvType>().unwrap(), kind);
             assert_eq!(kind.row_bytes(128), Some(bytes));
+            // Two layers of three heads, keys and values of 700 positions; a cache of codes has a reference for each head.
+            let references = if kind.codes().is_some() { 2 * 3 * 128 * 4 } else { 0 };
+            let shape = CacheShape { dim: 128, ..shape(kind) };
+            assert_eq!(shape.bytes(), Some(2 * 3 * 2 * 700 * bytes + references));
         }
         assert!("int3".parse::<KvType>().unwrap_err().to_string().contains("int8 or fp8"));
     }

@@ -34,8 +34,8 @@ impl LayerAttention<'_> {
         self.rows
     }
 
-    /// Copies of the queries of a query head and of the keys it sees, each `[rows, head dim]`; of an 8-bit cache both times the same
-    /// orthonormal matrix, as they are cached, which changes neither products nor lengths.
+    /// Copies of the queries of a query head and of the keys it sees, each `[rows, head dim]`; of an 8-bit cache keys less the same reference
+    /// key, as they are cached: all products of a query and keys change by one number, and softmax of them does not.
     pub fn head(&mut self, head: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let (heads, rows, view) = (self.heads, self.rows, self.device.host_view()?);
         let q = view.queries()?;

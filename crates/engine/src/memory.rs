@@ -374,8 +374,8 @@ mod tests {
         let int8 = SessionOptions { kv: Some(KvType::Int8), ..bf16.clone() };
         let (wide, narrow) = (on_device(&bf16), on_device(&int8));
         assert_eq!(on_device(&SessionOptions { kv: Some(KvType::Fp8), ..bf16.clone() }), narrow);
-        // 24 layers, 2 heads, keys and values: 64 codes and a scale of 4 bytes.
-        assert_eq!(narrow.kv, (24 * 2 * 2 * 68) << 20);
+        // 24 layers, 2 heads, keys and values: 64 codes and a scale of 4 bytes; and once for each head a reference of 64 numbers of 4 bytes.
+        assert_eq!(narrow.kv, ((24 * 2 * 2 * 68) << 20) + 24 * 2 * 64 * 4);
         assert_eq!(narrow.scratch - wide.scratch, (2 * 2 * 64 * 2) << 20);
         assert_eq!(narrow.activations, wide.activations);
 

@@ -71,7 +71,8 @@ fn chunks_and_later_turns_and_decode_steps_agree_with_one_prefill() {
     }
 }
 
-/// A cache of codes: near the logits of one in bf16, and the same however the prompt is cut.
+/// A cache of codes: near the logits of one in bf16, and near each other however the prompt is cut. Not nearer than the codes are: the first
+/// rows make the reference that all keys are coded by.
 #[test]
 fn quantised_caches_agree_with_themselves_and_nearly_with_others() {
     let Some(device) = cuda_device() else { return };
@@ -95,7 +96,7 @@ fn quantised_caches_agree_with_themselves_and_nearly_with_others() {
             assert!(lost > 0.0 && lost <= allowed, "{name}, {kind}: {lost}");
             for (chunk, decoded) in [(Some(7), 0), (Some(128), 0), (Some(299), 0), (None, 10)] {
                 let found = difference(&with(kind, chunk, decoded), &whole);
-                assert!(found <= TOLERANCE, "{name}, {kind}, chunk {chunk:?}, {decoded} decoded: {found}");
+                assert!(found <= allowed, "{name}, {kind}, chunk {chunk:?}, {decoded} decoded: {found}");
             }
         }
     }

@@ -128,7 +128,9 @@ impl AttentionState {
         let (reports, recall) = match options.audit {
             None => (call.attend(clock, work, buffers, chosen, None)?, None),
             Some(audit) => {
-                // The same queries twice; the second output replaces the first, and then the queries.
+                // The same queries twice; the second output replaces the first, and then the queries. Over a cache of codes a row's
+                // log-sum-exp lacks the query's product with the reference key, in both: they compare with each other, but not with
+                // those over another cache.
                 let mut lse = stream.alloc::<f32>(heads.count * rows)?;
                 let dense = vec![Pattern::Dense; heads.count];
                 call.attend(clock, work, buffers, Heads::Patterns(&dense), Some(lse.view_mut()))?;

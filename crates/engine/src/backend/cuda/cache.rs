@@ -1,5 +1,6 @@
 //! The key/value cache on the device: per layer `[kv head][position][padded dim]`, so that a head's keys are one run, as on the CPU. In bf16,
-//! or in 8-bit codes with an f32 scale for each position and head, `[kv head][position]`.
+//! or in 8-bit codes with an f32 scale for each position and head, `[kv head][position]`; keys are coded as differences from one reference key
+//! of their head, `[kv head][padded dim]`, that their layer's first rows give.
 
 use half::bf16;
 use speedread_attention::cuda::{CodeType, CodedRows, DeviceRows};
@@ -23,7 +24,16 @@ pub struct CudaCache {
 #[derive(Debug)]
 enum Layers {
     Bf16(Vec<[Buffer<bf16>; 2]>),
-    Coded(CodeType, Vec<[Coded; 2]>),
+    Coded(CodeType, Vec<CodedLayer>),
+}
+
+#[derive(Debug)]
+struct CodedLayer {
+    /// Keys, values.
+    rows: [Coded; 2],
+    /// Zero, then made by the rows at position 0, and anew whenever others take their place; rows at later positions go by it, as the keys
+    /// before them do.
+    reference: Buffer<f32>,
 }
 
 #[derive(Debug)]
@@ -55,8 +65,10 @@ impl CudaCache {
             let one = || -> Result<Coded, CudaError> {
                 Ok(Coded { codes: stream.alloc(len)?, scales: stream.alloc(shape.capacity * shape.heads)? })
             };
-            let layers = (0..shape.layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, CudaError>>()?;
-            Layers::Coded(codes, layers)
+            let layer = || -> Result<CodedLayer, CudaError> {
+                Ok(CodedLayer { rows: [one()?, one()?], reference: stream.zeros(shape.heads * padded)? })
+            };
+            Layers::Coded(codes, (0..shape.layers).map(|_| layer()).collect::<Result<_, CudaError>>()?)
         } else {
             let one = || -> Result<Buffer<bf16>, CudaError> {
                 // What fills heads up must be zero; positions that were not written are never looked at.
@@ -97,12 +109,13 @@ impl CudaCache {
                 Places::Bf16([k.view_mut().slice(first..k_len)?, v.view_mut().slice(first..v_len)?])
             }
             Layers::Coded(kind, layers) => {
-                let [k, v] = layers[layer].each_mut().map(|Coded { codes, scales }| {
+                let CodedLayer { rows, reference } = &mut layers[layer];
+                let [k, v] = rows.each_mut().map(|Coded { codes, scales }| {
                     let (codes_len, scales_len) = (codes.len(), scales.len());
                     let codes = codes.view_mut().slice(first..codes_len)?;
                     Ok::<_, CudaError>((codes, scales.view_mut().slice(position..scales_len)?))
                 });
-                Places::Coded(*kind, [k?, v?])
+                Places::Coded { kind: *kind, rows: [k?, v?], reference: reference.view_mut(), first: position == 0 }
             }
         })
     }
@@ -114,7 +127,7 @@ impl CudaCache {
         Ok(match &self.layers {
             Layers::Bf16(layers) => CachedRows::Bf16(self.bf16(&layers[layer], len)?),
             Layers::Coded(kind, layers) => {
-                let [k, v] = layers[layer].each_ref().map(|Coded { codes, scales }| {
+                let [k, v] = layers[layer].rows.each_ref().map(|Coded { codes, scales }| {
                     CodedRows::new((*kind, codes.view()), scales.view(), len, heads, dim, dim, stride, capacity)
                 });
                 CachedRows::Coded([k?, v?])
@@ -128,9 +141,11 @@ impl CudaCache {
         Ok([k?, v?])
     }
 
-    /// Keys and values of the first `len` positions in bf16, as prefill's kernels read them. Those of a cache of codes are written to `wide`
-    /// first: one pass over the layer's cache for each layer and chunk, which is little beside attention of a chunk over the same keys, and
-    /// leaves the kernels that build indexes and attend as they are.
+    /// Keys and values of the first `len` positions in bf16, as prefill's kernels read them. Those of a cache of codes, keys without their
+    /// reference, are written to `wide` first: one pass over the layer's cache for each layer and chunk, which is little beside attention of a
+    /// chunk over the same keys, and leaves the kernels that build indexes and attend as they are. Indexes do not miss the reference: they
+    /// come from the softmax of some queries' scores, or from the order of a query tile's scores, and a query's scores are all less by one
+    /// number.
     pub(super) fn bf16_rows<'a>(
         &'a self,
         context: &CudaContext,
@@ -142,7 +157,7 @@ impl CudaCache {
         let (stream, dim) = (&context.stream, self.padded);
         let (kind, cached) = match &self.layers {
             Layers::Bf16(layers) => return self.bf16(&layers[layer], len),
-            Layers::Coded(kind, layers) => (*kind, &layers[layer]),
+            Layers::Coded(kind, layers) => (*kind, &layers[layer].rows),
         };
         let (room, count) = (heads * capacity * dim, heads * len * dim);
         if wide.0.as_ref().is_none_or(|[k, _]| k.len() != room) {

@@ -11,6 +11,8 @@ static ROPE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rope.fatbin"));
 static CODED_CACHE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/coded_cache.fatbin"));
 
 const ROPE_THREADS: u32 = 128;
+/// Of the kernel that makes references of keys, a thread block a head.
+const REFERENCE_THREADS: u32 = 1024;
 /// Components of a head that a warp of the kernels for codes takes.
 const CODED_DIM: usize = 128;
 /// Of fewer rows the kernels for codes spread the heads over thread blocks, a warp a head: a decode step waits for the one row.
@@ -24,13 +26,22 @@ pub(super) struct RopeKernels {
     append: [[Function; 2]; 2],
     /// By type of the codes.
     append_coded: [[[Function; 2]; 2]; 2],
+    reference: [[Function; 2]; 2],
     widen: [Function; 2],
 }
 
 /// Where keys and values go: from the place of the first row in the first head on.
 pub(super) enum Places<'a> {
     Bf16([ViewMut<'a, bf16>; 2]),
-    Coded(CodeType, [CodedPlaces<'a>; 2]),
+    Coded {
+        kind: CodeType,
+        /// Keys, values.
+        rows: [CodedPlaces<'a>; 2],
+        /// What is taken of every key of a head before it is coded, `[key heads, row_stride]`.
+        reference: ViewMut<'a, f32>,
+        /// The rows are the layer's first: the reference is made of them.
+        first: bool,
+    },
 }
 
 /// Codes and scales.
@@ -89,6 +100,7 @@ struct CodedRopeParams {
     scales_k: u64,
     scales_v: u64,
     scale_head_stride: i64,
+    reference: u64,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for CodedRopeParams {}
@@ -107,6 +119,7 @@ impl RopeKernels {
             table: rope.function("rotary_table", 0)?,
             append: append(&rope, "rope_append")?,
             append_coded: [append(&coded, "rope_append_fp8")?, append(&coded, "rope_append_int8")?],
+            reference: append(&coded, "reference_keys")?,
             widen: [coded.function("widen_fp8", 0)?, coded.function("widen_int8", 0)?],
         })
     }
@@ -135,19 +148,21 @@ impl RopeKernels {
         unsafe { launch.run() }
     }
 
-    /// Rotates the queries in place and writes rotated keys, and values, to the cache. For a cache of codes both are multiplied by the same
-    /// orthonormal matrix too: whoever reads keys of the cache meets them with these queries.
-    pub fn append(&self, stream: &Stream, rope: Rope<'_>) -> Result<(), Error> {
+    /// Rotates the queries in place and writes rotated keys, and values, to the cache. A cache of codes gets keys without their head's
+    /// reference, which is made first if these are its first rows: scores of its keys, and the log-sum-exps over them, are less by the
+    /// query's product with the reference, and softmax is the same.
+    pub fn append<'a>(&'a self, stream: &Stream, rope: Rope<'_>) -> Result<(), Error> {
         let Rope { rows, kv_heads, dim, pairs, head_stride, row_stride, .. } = rope;
         let q_heads = rope.q.len() / (rows * dim).max(1);
         let last_row = (kv_heads - 1) * head_stride + (rows - 1) * row_stride;
         let cache_fits = match &rope.cache {
             Places::Bf16(places) => places.iter().all(|place| place.len() >= last_row + dim),
-            Places::Coded(_, places) => {
+            Places::Coded { rows, reference, .. } => {
                 // Scales lie as the codes' rows do.
                 row_stride <= CODED_DIM
                     && head_stride.is_multiple_of(row_stride)
-                    && places.iter().all(|(codes, scales)| {
+                    && reference.len() == kv_heads * row_stride
+                    && rows.iter().all(|(codes, scales)| {
                         codes.len() >= last_row + row_stride && scales.len() > last_row / row_stride
                     })
             }
@@ -177,7 +192,7 @@ impl RopeKernels {
         };
         let [cache_k, cache_v] = match &rope.cache {
             Places::Bf16(places) => places.each_ref().map(ViewMut::address),
-            Places::Coded(_, places) => places.each_ref().map(|(codes, _)| codes.address()),
+            Places::Coded { rows, .. } => rows.each_ref().map(|(codes, _)| codes.address()),
         };
         let params = RopeParams {
             q: rope.q.address(),
@@ -194,26 +209,32 @@ impl RopeKernels {
             dim: dim as i32,
             pairs: pairs as i32,
         };
-        let kernels = match &rope.cache {
-            Places::Bf16(_) => &self.append,
-            Places::Coded(codes, _) => &self.append_coded[*codes as usize],
-        };
+        let of_pairs = |kernels: &'a [[Function; 2]; 2]| &kernels[layout][usize::from(!wide)];
         let mut grid = row_blocks(rows)?;
-        if matches!(rope.cache, Places::Coded(..)) && rows < MANY_ROWS {
+        let Places::Coded { kind, rows: [(_, scales_k), (_, scales_v)], reference, first } = &rope.cache else {
+            let launch = of_pairs(&self.append).launch(stream).grid(grid).block(ROPE_THREADS).overlap();
+            // SAFETY: the kernel's one parameter; blocks of a row, and the views were found to hold the rows.
+            return unsafe { launch.arg(params).run() };
+        };
+        let params = CodedRopeParams {
+            rope: params,
+            scales_k: scales_k.address(),
+            scales_v: scales_v.address(),
+            scale_head_stride: (head_stride / row_stride) as i64,
+            reference: reference.address(),
+        };
+        if *first {
+            let launch = of_pairs(&self.reference).launch(stream).grid([kv_heads as u32, 1, 1]);
+            let launch = launch.block(REFERENCE_THREADS).overlap().arg(params).arg(rows as i64);
+            // SAFETY: the kernel's two parameters; blocks of a head, and the views were found to hold the rows, and the heads' references.
+            unsafe { launch.run()? };
+        }
+        if rows < MANY_ROWS {
             grid[1] = (q_heads + 2 * kv_heads).div_ceil(ROPE_THREADS as usize / 32) as u32;
         }
-        let launch = kernels[layout][usize::from(!wide)].launch(stream).grid(grid).block(ROPE_THREADS).overlap();
-        let launch = match &rope.cache {
-            Places::Bf16(_) => launch.arg(params),
-            Places::Coded(_, [(_, scales_k), (_, scales_v)]) => launch.arg(CodedRopeParams {
-                rope: params,
-                scales_k: scales_k.address(),
-                scales_v: scales_v.address(),
-                scale_head_stride: (head_stride / row_stride) as i64,
-            }),
-        };
+        let launch = of_pairs(&self.append_coded[*kind as usize]).launch(stream).grid(grid).block(ROPE_THREADS);
         // SAFETY: the kernel's one parameter; blocks of a row or of its heads, and the views were found to hold the rows.
-        unsafe { launch.run() }
+        unsafe { launch.overlap().arg(params).run() }
     }
 
     /// The first rows of every head of a cache of codes as bf16, `[heads, rows, dim]`; the cache's heads are `capacity` rows apart.
