@@ -1,8 +1,8 @@
 //! What was measured of every head's candidates at one prompt length, and choosing from it.
 
+use speedread_attention::Pattern;
 use speedread_attention::compare::Deviation;
 use speedread_attention::pattern_file::searched::SearchedHead;
-use speedread_attention::{Budget, Pattern};
 
 use crate::choose::{self, Choice, Limit};
 use crate::measure::LayerMeasures;
@@ -84,7 +84,7 @@ impl Measured<'_> {
     /// The pattern of the uniform default's kind, the same for every head, that costs most within the limit: what a search must beat.
     pub fn uniform(&self) -> Option<Pattern> {
         let Limit::Cost(most) = self.limit() else { return None };
-        let alike = |pattern: Pattern| matches!(pattern, Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } if vertical.abs_diff(slash) <= 1);
+        let alike = |pattern: Pattern| matches!(pattern, Pattern::BlockSparse { .. });
         let candidates = 0..self.plan.candidates.len();
         let affordable = candidates.filter(|&c| alike(self.plan.candidates[c]) && self.total_cost(c) <= most);
         affordable
