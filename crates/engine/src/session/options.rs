@@ -22,7 +22,7 @@ pub enum AttentionChoice {
     Uniform(Pattern),
     /// A pattern per layer and query head, as a pattern file gives them.
     PerHead(PatternTable),
-    /// An index per layer and query head, taken from another prompt by [`Session::fix_indexes`]: for ablations.
+    /// An index per layer and query head, taken from another prompt by [`Session::fix_indexes`](super::Session::fix_indexes): for ablations.
     Fixed(Arc<FixedIndexes>),
 }
 
