@@ -55,9 +55,9 @@ pub enum Pattern {
 
 impl Pattern {
     /// The pattern of a head of which nothing is known, for a prompt of `tokens`: block-sparse, with a number of blocks that grows with the
-    /// logarithm of the length, so that attention costs O(n log n).
+    /// logarithm of the length: O(n log n) scores, beside those of the pooled blocks, which are one in thousands of all.
     ///
-    /// Where every head has the same pattern and cost, this kind loses least: what it keeps and costs is measured in `BENCHMARKS.md`.
+    /// What it keeps and costs, and what vertical-slash did in its place, is measured in `BENCHMARKS.md`.
     pub fn default_for(tokens: usize) -> Self {
         // Doubling the prompt adds 8 blocks.
         let doublings = (tokens.max(1) / 2048).checked_ilog2().map_or(0, |d| d as usize + 1);

@@ -65,8 +65,9 @@ pub fn run(args: &CalibrateBenchArgs, interrupt: &Interrupt) -> anyhow::Result<(
             before = now;
         },
         interrupt.flag(),
-    )?;
+    );
     progress.finish_and_clear();
+    let found = found?;
     let seconds = began.elapsed().as_secs_f64();
     let length = &found.lengths[0];
     if args.json {
