@@ -19,7 +19,8 @@ TILES = "--attention vertical-slash-tiles:48,8"
 RUNS = {
     "prefill": [
         # Every length, dense too: sparse attention is never slower, as it turns dense by itself.
-        "--synthetic llama-3-8b --lengths 128,256,512,1K,2K,4K,8K,16K,32K,128K --repeat 2",
+        "--synthetic llama-3-8b --lengths 128,256,512,1K,2K,4K,8K,16K --repeat 5",
+        "--synthetic llama-3-8b --lengths 32K,128K --repeat 2",
         f"--synthetic llama-3-8b --lengths 32K,128K {TILES} --repeat 2 --sparse-only",
         f"--synthetic llama-3-8b --lengths 512K --kv int8 {TILES} --repeat 1 --sparse-only",
         f"--synthetic qwen2.5-7b-1m --lengths 1M {TILES} --repeat 1 --sparse-only",

@@ -53,14 +53,18 @@ class Libraries:
         return json.loads(line)
 
 
+def gpu():
+    """The GPU that programs run on, as nvidia-smi numbers it."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+
+
 class Clocks:
     """What the GPU's clocks and power are while something runs, by nvidia-smi; nothing where it is not."""
     FIELDS = ("clocks.sm", "clocks.mem", "power.draw")
 
     def __init__(self, command=("nvidia-smi",)):
         self.samples, self.process = [], None
-        visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",") if part]
-        query = [f"--query-gpu={','.join(self.FIELDS)}", "--format=csv,noheader,nounits", "-lms", "500", "-i", visible[0] if visible else "0"]
+        query = [f"--query-gpu={','.join(self.FIELDS)}", "--format=csv,noheader,nounits", "-lms", "500", "-i", gpu()]
         try:
             self.process = subprocess.Popen([*command, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except OSError:
@@ -198,7 +202,7 @@ def main():
     rows, program = [], {}
     result = {
         "what": "Attention alone, bf16, causal, device time in ms; each library in turns with speedread", "date": time.strftime("%Y-%m-%d"),
-        "gpu": said(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit", "--format=csv,noheader"]),
+        "gpu": said(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit", "--format=csv,noheader", "-i", gpu()]),
         "commit": commit, "command": " ".join(["python", "benches/peers/compare.py", *sys.argv[1:]]), "libraries": about, "speedread": program,
         "rows": rows,
     }
