@@ -10,7 +10,8 @@ constexpr int kTileKeys = 128;
 // masks, from entry `columns` on, are not empty. Bit j of a mask says whether column j of its tile counts.
 // An item without spans is an empty place of the queue.
 // The first run starts with a key that every row of the tile sees (key 0 or later, and none after the tile's first row), so that no row's
-// maximum is ever minus infinity, even if a kernel takes the run in parts.
+// maximum is ever minus infinity, even if a kernel takes the run in parts. Only the first run and the last can hold keys that a row of the tile
+// does not see (after its position, or before key 0).
 struct WorkItem {
   int32_t head;
   int32_t row;

@@ -58,7 +58,7 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     const int head = __ldg(&item->head), row = __ldg(&item->row), spans = __ldg(&item->spans);
     if (spans == 0) continue;  // an empty place of the queue
     const int tiles = spans + __ldg(&item->column_tiles), kv_head = head / p.group;
-    s.work[work.stage] = {head, row, tiles};
+    s.work[work.stage] = {head, row, spans, tiles};
     s.work_full[work.stage].arrive();
     work.advance();
 
@@ -72,18 +72,10 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
     for (int t = 0; t <= tiles; t++) {
       if (t < tiles) {
         const bool span = t < spans;
-        TileNote n;
         const KeyTile tile = list.next(at);
         key = tile.first_key;
-        if (span) {
-          n.mask = key + T::kKeys - 1 > list.first || key < 0 ? MaskKind::kCausal : MaskKind::kNone;
-        } else {
-          n.columns = make_uint4(tile.mask[0], tile.mask[1], tile.mask[2], tile.mask[3]);
-          n.mask = (n.columns.x & n.columns.y & n.columns.z & n.columns.w) == ~0u ? MaskKind::kNone : MaskKind::kColumns;
-        }
-        n.first_key = key;
         s.k_empty[k.stage].wait(k.parity ^ 1);
-        s.notes[k.stage] = n;
+        s.notes[k.stage] = {{tile.mask[0], tile.mask[1], tile.mask[2], tile.mask[3]}, key};
         load<T::kPanels>(s.k[k.stage], T::kPanelBytesK, span ? maps.k : maps.columns_k, &s.k_full[k.stage], key, span ? kv_head : 0);
         k.advance();
       }
@@ -101,27 +93,24 @@ __device__ __forceinline__ void produce(Shared<Dim>& s, const Maps& maps, const 
 // What the producer wrote is read by the lane that will hand the buffer back, and goes from there to the warp: the barrier orders that lane's
 // own reads, with no help from how a warp's other lanes are ordered before it.
 template <typename Word>
-__device__ __forceinline__ Word peek(const Word& x, int lane) {
-  return lane == 0 ? *const_cast<const volatile Word*>(&x) : Word{};
-}
-template <typename Word>
-__device__ __forceinline__ Word share(Word word) {
-  return static_cast<Word>(__shfl_sync(~0u, static_cast<int>(word), 0));
-}
-template <typename Word>
 __device__ __forceinline__ Word read(const Word& x, int lane) {
-  return share(peek(x, lane));
+  return __shfl_sync(~0u, lane == 0 ? *const_cast<const volatile Word*>(&x) : Word{}, 0);
 }
 
-// Sets the scores that do not count to minus infinity.
+// Sets the scores that do not count to minus infinity: those of a run's keys that a row does not see. The query tile's first row is at `first`.
 template <int Scores>
-__device__ __forceinline__ void mask(float (&s)[Scores], const TileNote& note, MaskKind kind, int position, int lane) {
-  if (kind == MaskKind::kCausal) {
-    mma::mask_causal(s, read(note.first_key, lane), position, lane);
-  } else if (kind == MaskKind::kColumns) {
-    const uint32_t words[4] = {read(note.columns.x, lane), read(note.columns.y, lane), read(note.columns.z, lane), read(note.columns.w, lane)};
-    mma::mask_columns(s, words, lane);
-  }
+__device__ __forceinline__ void mask_run(float (&s)[Scores], const TileNote& note, int first, int position, int lane) {
+  const int key = read(note.first_key, lane);
+  if (key + kTileKeys - 1 > first || key < 0) mma::mask_causal(s, key, position, lane);
+}
+
+// The same for gathered columns that do not count.
+template <int Scores>
+__device__ __forceinline__ void mask_columns(float (&s)[Scores], const TileNote& note, int lane) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) words[i] = read(note.columns[i], lane);
+  if ((words[0] & words[1] & words[2] & words[3]) != ~0u) mma::mask_columns(s, words, lane);
 }
 
 // A warpgroup: 64 rows of every query tile.
@@ -179,18 +168,18 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   while (true) {
     s.work_full[work.stage].wait(work.parity);
     const WorkNote& note = s.work[work.stage];
-    const WorkNote item{read(note.head, lane), read(note.row, lane), read(note.tiles, lane)};
+    const WorkNote item{read(note.head, lane), read(note.row, lane), read(note.spans, lane), read(note.tiles, lane)};
     release(s.work_empty[work.stage]);
     work.advance();
     if (item.tiles == 0) break;
-    const int position = p.start + item.row + thread_row;
+    const int first = p.start + item.row, position = first + thread_row, columns = item.tiles - item.spans;
 
     s.q_full[qr.stage].wait(qr.parity);
     s.k_full[kr.stage].wait(kr.parity);
     score(kr.stage);
     mma::wgmma_wait<0>();
     mma::keep(scores);
-    mask(scores, s.notes[kr.stage], read(s.notes[kr.stage].mask, lane), position, lane);
+    mask_run(scores, s.notes[kr.stage], first, position, lane);
     release(s.k_empty[kr.stage]);
     kr.advance();
     softmax.begin();
@@ -209,21 +198,18 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
       release(s.v_empty[vr.stage]);
       vr.advance();
     };
-    auto step = [&](const auto& before, auto& weights) {
+    auto step = [&](int left, const auto& before, auto& weights) {
       s.k_full[kr.stage].wait(kr.parity);
-      const TileNote& note = s.notes[kr.stage];
-      const MaskKind peeked = peek(note.mask, lane);  // its latency passes while the products are issued
-      // Without it the assembler moves the making of descriptors into the turn, where the other warpgroup waits for it.
-      __syncwarp();
       ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
       accumulate(before, vr.stage);
       ptx::barrier_arrive(next_turn, B::kPair);
-      const MaskKind kind = share(peeked);
       mma::wgmma_wait<1>();
       mma::keep(scores);
-      mask(scores, note, kind, position, lane);
+      // Of a query tile's runs only the first and the last can hold keys that a row does not see.
+      if (left == columns + 1) mask_run(scores, s.notes[kr.stage], first, position, lane);
+      if (left <= columns) mask_columns(scores, s.notes[kr.stage], lane);
       release(s.k_empty[kr.stage]);
       kr.advance();
       const bool raised = softmax.raise(scores);
@@ -243,12 +229,12 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
         finish(even);
         break;
       }
-      step(even, odd);
+      step(left, even, odd);
       if (left == 1) {
         finish(odd);
         break;
       }
-      step(odd, even);
+      step(left - 1, odd, even);
     }
 
     // Output: normalise, 16-bit, into this warpgroup's swizzled panels, and out by the copy engine, which leaves out rows past the end.

@@ -21,18 +21,15 @@ struct Tiles {
   static constexpr int kBytesK = kPanels * kPanelBytesK;
 };
 
-enum class MaskKind : int { kNone, kCausal, kColumns };
-
 // What consumers must know of a key tile besides its bytes.
 struct TileNote {
-  uint4 columns;
-  int first_key;
-  MaskKind mask;
+  uint32_t columns[4];  // the mask of gathered columns
+  int first_key;        // of a run
 };
 
-// A work item handed from the producer to the consumers; no tiles = no more work.
+// A work item handed from the producer to the consumers: `spans` runs of keys, gathered columns in the other tiles; no tiles = no more work.
 struct WorkNote {
-  int head, row, tiles;
+  int head, row, spans, tiles;
 };
 
 template <int Dim>
