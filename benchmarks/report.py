@@ -98,30 +98,47 @@ def accuracy(kind):
     return [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "accuracy").glob(f"{kind}_*.json"), key=by_number)]
 
 
+def folded(title, parts):
+    """A part of a page that opens at a click."""
+    return "\n\n".join([f"<details><summary>{title}</summary>", *parts, "</details>"])
+
+
 def searches():
-    parts = []
+    """First what the patterns of every search lose on average over the unseen texts, then each comparison, by text."""
+    summary, details = [], []
     for name, result in accuracy("search"):
         lengths = [f"{length['tokens']:,}" for length in result["lengths"]]
         time = f"{result['seconds'] / 60:.1f} minutes" if result["seconds"] > 60 else f"{result['seconds']:.0f} seconds"
         took = f"{time}{' for ' + ', '.join(lengths) + ' tokens' if len(lengths) > 1 else ''}, comparisons included"
+        parts = []
+        weights = {"measured": ", layers weighed", "equal": ", layers alike"}.get(result.get("layer_weights"), "")
+        on = ", ".join(text.removesuffix(".txt") for text in result["texts"])
         for length in result["lengths"]:
             heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
-            weights = {"measured": ", layers weighed", "equal": ", layers alike"}.get(result.get("layer_weights"), "")
-            parts.append(f"### {result['model']}, prompts of {length['tokens']:,} tokens, target {length.get('target', result['target'])}{weights}\n\n"
-                         f"{length['candidates']} candidates a head, on {', '.join(result['texts'])}; {took}, {result['device']} with {result['threads']} threads. "
-                         f"Heads: {heads}.")
+            target = length.get("target", result["target"])
+            mean = {}
+            for c in length["comparisons"]:
+                # The uniform ones are named with their pattern.
+                mean.setdefault(c["name"].split(",")[0] if c["name"].startswith("uniform") else c["name"], []).append(c)
+            error = lambda name: (f"{statistics.mean(c['error'] for c in mean[name]):.5f} ({percent(statistics.mean(c['time'] for c in mean[name]), 0)})"
+                                  if name in mean else "")
+            summary.append([result["model"], f"{length['tokens']:,}", f"{on}{weights}", target, heads,
+                            *map(error, ("searched, global", "searched, per head", "uniform default", "uniform", "static (index of another text)"))])
             rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2),
                      f"{c['divergence']:.4f}" if c.get("divergence") is not None else ""] for c in length["comparisons"]]
-            parts.append(table(["patterns", "unseen text", "time", "density", "error", "recall", "divergence"], rows))
+            parts += [f"Prompts of {length['tokens']:,} tokens, target {target}, {length['candidates']} candidates a head:",
+                      table(["patterns", "unseen text", "time", "density", "error", "recall", "divergence"], rows)]
+        parts.insert(0, f"On {', '.join(result['texts'])}{weights}; {took}, {result['device']} with {result['threads']} threads.")
         picture = f"{name.replace('search_', 'patterns_')}.png"
         if (HERE / "figures" / picture).exists():
             parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{picture})")
-        parts.append(recorded(result))
-    return "\n\n".join(parts)
+        details.append(folded(f"{result['model']} on {on}, {' and '.join(lengths)} tokens, {result['target'].replace(',', ', ')}{weights}", [*parts, recorded(result)]))
+    heads = ["model", "tokens", "searched on", "target", "heads", "searched, global", "searched, per head", "uniform default", "uniform of equal time", "static"]
+    return "\n\n".join([table(heads, summary), *details]) if summary else ""
 
 
 def ruler():
-    summary, parts = [], []
+    summary, details = [], []
     for name, result in accuracy("ruler"):
         comparison, length = result["comparison"], f"{int(name.rsplit('_', 1)[1]):,}"
         interval = lambda drop: "" if drop is None else f"{points(drop['points'])} ({points(drop['low'])} to {points(drop['high'])})"
@@ -129,14 +146,13 @@ def ruler():
         for cell in mean["cells"]:
             summary.append([result["model"], length, result["samples_a_task"], cell["setting"], percent(cell["density"]), points(cell["score"]),
                             interval(cell["drop"])])
-        parts.append(f"### {result['model']}, {length} tokens, {result['samples_a_task']} samples a task")
         rows = [[row["task"] or "**mean**", row["samples"], *(points(cell["score"]) for cell in row["cells"])] for row in comparison["rows"]]
         rows.append(["drop against dense, 95 % interval", "", *(interval(cell["drop"]) for cell in mean["cells"])])
         rows.append(["density", "", *(percent(cell["density"]) for cell in mean["cells"])])
-        parts.append(table(["task", "samples", *comparison["settings"]], rows))
-        parts.append(recorded(result))
+        details.append(folded(f"{result['model']}, {length} tokens, {result['samples_a_task']} samples a task",
+                              [table(["task", "samples", *comparison["settings"]], rows), recorded(result)]))
     heads = ["model", "tokens", "samples a task", "attention", "density", "mean score", "drop against dense, 95 % interval"]
-    return "\n\n".join([table(heads, summary), *parts]) if summary else ""
+    return "\n\n".join([table(heads, summary), *details]) if summary else ""
 
 
 def grids():
@@ -242,6 +258,17 @@ def attention_alone(result):
             recorded({"date": result["date"], "gpu": result["gpu"], **result["alone"]})]
 
 
+def calibrate_gpu():
+    result = load("calibrate_h200.json")
+    # Stages in the order of a search.
+    stages = [(name, result["stages"][name]) for name in ("weighing", "measuring", "comparing")]
+    rest = result["seconds"] - sum(seconds for _, seconds in stages)
+    heads = ["shape", "tokens", "target", "heads", "candidates a head", "seconds", *(name for name, _ in stages), "reading and the rest"]
+    row = [shape_of(result), f"{result['tokens']:,}", result["target"], f"{result['heads']:,}", result["candidates"], f"**{result['seconds']:.0f}**",
+           *(f"{seconds:.0f}" for _, seconds in stages), f"{rest:.0f}"]
+    return table(heads, [row]) + "\n\n" + recorded_runs([result])
+
+
 def logits_gpu():
     result = load("logits_cuda.json")
     of = lambda side: [percent(side["same_top"]), f"{side['kl']:.1e}"]
@@ -264,7 +291,8 @@ def suites_gpu():
 
 PAGES = {
     "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
-                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("attention_gpu", attention_gpu), ("logits_gpu", logits_gpu), ("suites_gpu", suites_gpu)],
+                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("attention_gpu", attention_gpu), ("calibrate_gpu", calibrate_gpu), ("logits_gpu", logits_gpu),
+                      ("suites_gpu", suites_gpu)],
     "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("grids", grids)],
 }
 
