@@ -54,7 +54,7 @@ def search(args):
 
 def ruler(args):
     data = sorted(pathlib.Path(args.data).glob("*.jsonl"))
-    settings = ["auto", f"patterns:{args.patterns}", *args.settings]
+    settings = ["uniform", f"patterns:{args.patterns}", *args.settings]
     results = f"{args.patterns}.ruler.jsonl"
     attention = [word for setting in settings for word in ("--attention", setting)]
     found = speedread(args.binary, "eval", "compare", *data, "-m", args.model, "--samples", args.samples, *attention, "-o", results)

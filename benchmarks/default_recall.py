@@ -33,7 +33,7 @@ def run(binary, model, path, setting):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheel", required=True)
-    parser.add_argument("--settings", nargs="+", default=["auto"], help="values of --attention")
+    parser.add_argument("--settings", nargs="+", default=["uniform"], help="values of --attention")
     parser.add_argument("--most", type=int, default=1 << 30, help="leave out longer prompts")
     parser.add_argument("--binary", default="target/release/speedread")
     parser.add_argument("-o", "--output")

@@ -64,6 +64,18 @@ impl Pattern {
         Pattern::BlockSparse { blocks: 16 + 8 * doublings }
     }
 
+    /// The same number of keys, rounded up, for budgets that were counted in tiles of `from` keys and are to be in tiles of `to`.
+    pub fn in_tiles(self, from: usize, to: usize) -> Self {
+        let tiles = |count: usize| count.saturating_mul(from).div_ceil(to);
+        match self {
+            Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => {
+                Pattern::VerticalSlash { vertical: tiles(vertical), slash: tiles(slash), budget: Budget::Tiles }
+            }
+            Pattern::BlockSparse { blocks } => Pattern::BlockSparse { blocks: tiles(blocks) },
+            in_keys => in_keys,
+        }
+    }
+
     /// Refuses numbers that make no sense.
     ///
     /// # Errors

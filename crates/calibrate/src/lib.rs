@@ -358,10 +358,9 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
         "layer_weights": request.layer_weights,
         "only": request.only,
         "device": request.device,
-        "kernel": request.model.device().kernel(),
     });
     let lengths = request.lengths.iter().zip(found);
     let lengths =
         lengths.map(|(length, layers)| SearchedLength { tokens: length.tokens, layers: layers.clone() }).collect();
-    Ok(PatternFile::Searched(SearchedFile::new(model, search, lengths)?))
+    Ok(PatternFile::Searched(SearchedFile::new(request.model.device().kernel(), model, search, lengths)?))
 }

@@ -98,7 +98,8 @@ fn a_search_on_a_device_ends_in_patterns_that_it_reads_with() {
     let path = folder.path().join("found.json");
     found.write(&path).unwrap();
     let file = PatternFile::read(&path).unwrap();
-    let table = file.table(model.config.layers, model.config.heads, &model.fingerprint()).unwrap();
+    let table =
+        file.table(model.config.layers, model.config.heads, &model.fingerprint(), model.device().kernel()).unwrap();
     let options = SessionOptions {
         attention: AttentionChoice::PerHead(table),
         dense_fallback: false,

@@ -8,6 +8,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod hub;
+mod known_patterns;
 pub mod kv_cache;
 mod layer_attention;
 pub mod memory;

@@ -1,19 +1,22 @@
 //! A model on disk: weights, configuration, tokenizer and chat template.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
+use speedread_attention::PatternTable;
 
 use crate::backend::cuda::CudaContext;
 use crate::bandwidth;
 use crate::config::{ModelConfig, RopeTensors};
 use crate::device::{DeviceChoice, DeviceKind, Needs, Placed, Source};
 use crate::gguf::GgufFile;
+use crate::known_patterns;
 use crate::kv_cache::{CacheShape, KvType};
 use crate::memory::MemoryPlan;
 use crate::rope::{RopeScaling, RopeVariant};
-use crate::session::SessionOptions;
+use crate::session::{AttentionChoice, SessionOptions};
 use crate::synthetic;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 use crate::weights::Weights;
@@ -44,6 +47,8 @@ pub struct Model {
     device_note: Option<String>,
     eos_ids: Vec<u32>,
     path: PathBuf,
+    /// Looked for when they are first asked for.
+    known_patterns: OnceLock<Option<PatternTable>>,
 }
 
 /// What `inspect` prints about a model.
@@ -79,6 +84,8 @@ pub struct ModelFacts {
     pub sliding_window: Option<usize>,
     /// Rotary embedding, in words.
     pub rope: String,
+    /// What `auto` knows of its heads.
+    pub patterns: Option<String>,
     /// Bytes of keys and values of one token at 16 bits.
     pub kv_bytes_per_token: u64,
 }
@@ -103,7 +110,16 @@ impl Model {
         eos_ids.sort_unstable();
         eos_ids.dedup();
         let chat_template = tokenizer.chat_template()?;
-        Ok(Self { config, tokenizer, chat_template, placed, device_note, eos_ids, path: path.into() })
+        Ok(Self {
+            config,
+            tokenizer,
+            chat_template,
+            placed,
+            device_note,
+            eos_ids,
+            path: path.into(),
+            known_patterns: OnceLock::new(),
+        })
     }
 
     /// A model of a real one's shape with random weights: one of [`synthetic::names`].
@@ -118,7 +134,16 @@ impl Model {
         }
         let (placed, device_note) = Placed::load(options, &config, &Source::Random)?;
         let tokenizer = synthetic::tokenizer()?;
-        Ok(Self { config, tokenizer, chat_template: None, placed, device_note, eos_ids: vec![], path })
+        Ok(Self {
+            config,
+            tokenizer,
+            chat_template: None,
+            placed,
+            device_note,
+            eos_ids: vec![],
+            path,
+            known_patterns: OnceLock::new(),
+        })
     }
 
     /// Where it was opened.
@@ -158,7 +183,28 @@ impl Model {
 
     /// The memory that a session with these options takes on the model's device.
     pub fn memory_plan(&self, options: &SessionOptions) -> MemoryPlan {
-        MemoryPlan::new(&self.config, self.placed.weight_bytes(), options, self.placed.kind())
+        MemoryPlan::new(&self.config, self.placed.weight_bytes(), &self.resolve(options.clone()), self.placed.kind())
+    }
+
+    /// Options with [`AttentionChoice::Auto`] put into what it means for this model.
+    pub fn resolve(&self, options: SessionOptions) -> SessionOptions {
+        if options.attention != AttentionChoice::Auto {
+            return options;
+        }
+        let attention = self.known_patterns().cloned().map_or(AttentionChoice::ByLength, AttentionChoice::Known);
+        SessionOptions { attention, ..options }
+    }
+
+    /// SHA-256 of the file that [`known_patterns`](Self::known_patterns) come from, in hexadecimal.
+    pub fn known_patterns_sha256(&self) -> Option<String> {
+        let hash = Sha256::digest(known_patterns::text(&self.fingerprint())?);
+        Some(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The patterns that come with speedread for this model's weights, in the tiles of its device.
+    pub fn known_patterns(&self) -> Option<&PatternTable> {
+        let find = || known_patterns::table(&self.config, &self.fingerprint(), self.device().kernel());
+        self.known_patterns.get_or_init(find).as_ref()
     }
 
     /// Bytes that the weights and a session may take on the model's device; `None` where nobody knows.
@@ -223,6 +269,10 @@ impl Model {
             context: config.context,
             sliding_window: config.sliding_window.map(|window| window.tokens),
             rope: describe_rope(config),
+            patterns: self.known_patterns().map(|table| {
+                let range = table.range();
+                format!("searched, for prompts of {} to {} tokens", range.start(), range.end())
+            }),
             kv_bytes_per_token: kv.bytes().unwrap_or(u64::MAX),
         }
     }

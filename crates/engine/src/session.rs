@@ -43,6 +43,7 @@ impl<'m> Session<'m> {
     /// Plans the memory, compares it with what the machine has, and allocates.
     pub fn new(model: &'m Model, options: SessionOptions) -> Result<Self> {
         let config = &model.config;
+        let options = model.resolve(options);
         let (placed, weights) = (&model.placed, model.placed.weight_bytes());
         options.validate(config, placed.kind())?;
         if let Some(available) = placed.available()? {
@@ -319,13 +320,15 @@ impl<'m> Session<'m> {
                 });
             };
             let tokens = start + part.len();
-            let uniform = match &self.options.attention {
-                AttentionChoice::PerHead(_) | AttentionChoice::Fixed(_) => vec![],
-                all_alike => all_alike.patterns(0, heads, tokens),
+            let table = match &self.options.attention {
+                AttentionChoice::PerHead(table) => Some(table),
+                AttentionChoice::Known(table) => Some(table).filter(|table| table.covers(tokens)),
+                _ => None,
             };
-            let of_layer = |layer: usize| match &self.options.attention {
-                AttentionChoice::PerHead(table) => Heads::Patterns(&table.for_tokens(tokens)[layer]),
-                AttentionChoice::Fixed(fixed) => Heads::Fixed(&fixed.0[layer]),
+            let uniform = self.options.attention.patterns(0, heads, tokens);
+            let of_layer = |layer: usize| match (&self.options.attention, table) {
+                (_, Some(table)) => Heads::Patterns(&table.for_tokens(tokens)[layer]),
+                (AttentionChoice::Fixed(fixed), _) => Heads::Fixed(&fixed.0[layer]),
                 _ => Heads::Patterns(&uniform),
             };
             let pass = Pass {

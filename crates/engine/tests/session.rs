@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use golden::{prompt, tiny, write_folder};
-use speedread_attention::{Pattern, PatternTable};
+use speedread_attention::pattern_file::searched::{ModelTag, SearchedFile, SearchedHead, SearchedLength};
+use speedread_attention::{Kernel, Pattern, PatternFile, PatternTable};
 use speedread_engine::Error;
 use speedread_engine::backend::cpu::gemm::Precision;
 use speedread_engine::kv_cache::KvType;
@@ -144,6 +145,27 @@ fn a_budget_larger_than_the_prompt_is_dense() {
             assert!(difference(&dense, &logits_of(&model, options, &ids)) < 2e-5, "{pattern}, {chunk:?}");
         }
     }
+}
+
+#[test]
+fn known_patterns_serve_the_lengths_they_were_searched_for() {
+    let model = model("llama2");
+    let (layers, heads) = (model.config.layers, model.config.heads);
+    let head = SearchedHead { pattern: Pattern::AShape { sink: 4, local: 64 }, error: 0.0, recall: 1.0, time: 1.0 };
+    let lengths = [300, 400].map(|tokens| SearchedLength { tokens, layers: vec![vec![head; heads]; layers] });
+    let tag = ModelTag { name: None, fingerprint: "f".into(), layers, heads };
+    let file = SearchedFile::new(Kernel::Cpu, tag, serde_json::Value::Null, lengths.into()).unwrap();
+    let table = PatternFile::Searched(file).table(layers, heads, "f", Kernel::Cpu).unwrap();
+    for (tokens, served) in [(150, false), (151, true), (400, true), (401, false)] {
+        let attention = AttentionChoice::Known(table.clone());
+        let options = SessionOptions { attention, dense_fallback: false, ..exact(401) };
+        let report = read(&mut Session::new(&model, options).unwrap(), &prompt(tokens, model.config.vocab)).unwrap();
+        let want = if served { head.pattern } else { Pattern::default_for(tokens) };
+        assert!(report.layers.iter().flatten().all(|found| found.pattern == want), "{tokens}");
+    }
+    // Nothing is known of this model: every head has the default for the length.
+    assert!(model.known_patterns().is_none());
+    assert_eq!(model.resolve(SessionOptions::new(9)).attention, AttentionChoice::ByLength);
 }
 
 #[test]

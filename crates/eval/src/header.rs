@@ -99,7 +99,7 @@ impl Header {
             version: env!("CARGO_PKG_VERSION").into(),
             kind: kind.into(),
             model: ModelIdentity::of(model)?,
-            settings: settings.iter().map(|setting| setting.identity(model.device())).collect::<Result<_>>()?,
+            settings: settings.iter().map(|setting| setting.identity(model)).collect::<Result<_>>()?,
             data: data.iter().map(|path| DataIdentity::of(path)).collect::<Result<_>>()?,
             prompts: prompts.map(DataIdentity::of).transpose()?,
             parameters,

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use speedread_attention::PatternFile;
-use speedread_engine::device::DeviceKind;
 use speedread_engine::model::Model;
 use speedread_engine::session::{AttentionChoice, SessionOptions};
 
@@ -29,7 +28,7 @@ pub struct Setting {
 pub struct SettingIdentity {
     /// Its name.
     pub name: String,
-    /// SHA-256 of its pattern file.
+    /// SHA-256 of its pattern file, or of that which comes with speedread for the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patterns_sha256: Option<String>,
     /// Tokens read at a time; null = all.
@@ -61,7 +60,7 @@ impl Setting {
         let engine = |error| Error::Engine(speedread_engine::Error::Attention(error));
         let file = PatternFile::read(path).map_err(engine)?;
         let table = file
-            .table(model.config.layers, model.config.heads, &model.fingerprint())
+            .table(model.config.layers, model.config.heads, &model.fingerprint(), model.device().kernel())
             .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
         let attention = AttentionChoice::PerHead(table);
         Ok(Setting { patterns: Some(path.to_owned()), ..Setting::new(name, attention, base) })
@@ -82,16 +81,21 @@ impl Setting {
         Ok(Setting { fixed: true, ..self })
     }
 
-    /// What a file of results remembers of it, where it runs on a device of this kind.
+    /// What a file of results remembers of it, with this model.
     ///
     /// # Errors
     /// When its pattern file cannot be read.
-    pub fn identity(&self, device: DeviceKind) -> Result<SettingIdentity> {
+    pub fn identity(&self, model: &Model) -> Result<SettingIdentity> {
+        let patterns_sha256 = match (&self.patterns, &self.options.attention) {
+            (Some(path), _) => Some(sha256(path)?),
+            (None, AttentionChoice::Auto) => model.known_patterns_sha256(),
+            (None, _) => None,
+        };
         Ok(SettingIdentity {
             name: self.name.clone(),
-            patterns_sha256: self.patterns.as_deref().map(sha256).transpose()?,
+            patterns_sha256,
             chunk: self.options.chunk,
-            kv: self.options.cache_type(device).to_string(),
+            kv: self.options.cache_type(model.device()).to_string(),
             precision: format!("{:?}", self.options.precision).to_lowercase(),
             dense_fallback: self.options.dense_fallback,
         })

@@ -4,11 +4,12 @@
 pub mod minference;
 pub mod searched;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Error, Pattern};
+use crate::{Error, Kernel, Pattern};
 pub use minference::MInferenceFile;
 pub use searched::SearchedFile;
 
@@ -43,16 +44,17 @@ impl PatternFile {
         }
     }
 
-    /// The patterns, checked against a model's shape and fingerprint.
+    /// The patterns, checked against a model's shape and fingerprint. Budgets that a search counted in tiles of another kernel become as many
+    /// keys in tiles of `kernel`.
     ///
     /// # Errors
     /// [`Error::Pattern`] when the file is of another model.
-    pub fn table(&self, layers: usize, heads: usize, fingerprint: &str) -> Result<PatternTable, Error> {
+    pub fn table(&self, layers: usize, heads: usize, fingerprint: &str, kernel: Kernel) -> Result<PatternTable, Error> {
         let table = match self {
             Self::MInference(file) => PatternTable::any_length(file.patterns()),
             Self::Searched(file) => {
                 file.check_model(fingerprint)?;
-                file.table()
+                file.table(kernel)
             }
         };
         let (has_layers, has_heads) = table.shape();
@@ -96,6 +98,17 @@ impl PatternTable {
         &self.lengths[at].1
     }
 
+    /// Prompts that its lengths say something of: not longer than the longest, and longer than half of the shortest.
+    pub fn range(&self) -> RangeInclusive<usize> {
+        let (shortest, longest) = (self.lengths[0].0, self.lengths[self.lengths.len() - 1].0);
+        shortest / 2 + 1..=longest
+    }
+
+    /// Whether a prompt of `tokens` is in its [`range`](Self::range).
+    pub fn covers(&self, tokens: usize) -> bool {
+        self.range().contains(&tokens)
+    }
+
     /// Layers, and query heads of a layer.
     pub fn shape(&self) -> (usize, usize) {
         let layers = &self.lengths[0].1;
@@ -115,8 +128,11 @@ mod tests {
     #[test]
     fn a_file_of_another_shape_is_refused() {
         let file = PatternFile::parse(r#"[{"0":["stream_llm",100,800,1]},{"0":["block_sparse",9,0,1]}]"#).unwrap();
-        assert_eq!(file.table(2, 1, "any").unwrap().for_tokens(5)[1], [Pattern::BlockSparse { blocks: 9 }]);
-        let wrong = file.table(2, 3, "any").unwrap_err().to_string();
+        assert_eq!(
+            file.table(2, 1, "any", Kernel::Cpu).unwrap().for_tokens(5)[1],
+            [Pattern::BlockSparse { blocks: 9 }]
+        );
+        let wrong = file.table(2, 3, "any", Kernel::Cpu).unwrap_err().to_string();
         assert!(wrong.contains("2 layers of 1") && wrong.contains("2 of 3"), "{wrong}");
         assert!(PatternFile::parse("{").unwrap_err().to_string().contains("not JSON"));
     }

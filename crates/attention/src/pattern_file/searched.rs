@@ -1,7 +1,7 @@
 //! The format of our own search: versioned JSON that names its model and holds patterns for several prompt lengths.
 //!
 //! ```json
-//! { "format": "speedread-patterns", "version": 1,
+//! { "format": "speedread-patterns", "version": 1, "kernel": "cuda",
 //!   "model": { "name": "...", "fingerprint": "...", "layers": 24, "heads": 14 },
 //!   "search": { "how it was made": "for people" },
 //!   "lengths": [ { "tokens": 8192, "layers": [ [ { "pattern": "vertical-slash-tiles:8,24", "error": 0.003, "recall": 0.97,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::PatternTable;
-use crate::{Error, Pattern};
+use crate::{Error, Kernel, Pattern};
 
 const FORMAT: &str = "speedread-patterns";
 const VERSION: u32 = 1;
@@ -64,6 +64,9 @@ impl SearchedLength {
 pub struct SearchedFile {
     format: String,
     version: u32,
+    /// Whose tiles the budgets count; files without it are read as if they were for the kernel at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Kernel>,
     /// Whose patterns they are.
     pub model: ModelTag,
     /// How they were found, for people.
@@ -77,8 +80,8 @@ impl SearchedFile {
     ///
     /// # Errors
     /// [`Error::Pattern`] when a length has other layers or heads than the model, or lengths do not ascend.
-    pub fn new(model: ModelTag, search: Value, lengths: Vec<SearchedLength>) -> Result<Self, Error> {
-        let file = Self { format: FORMAT.into(), version: VERSION, model, search, lengths };
+    pub fn new(kernel: Kernel, model: ModelTag, search: Value, lengths: Vec<SearchedLength>) -> Result<Self, Error> {
+        let file = Self { format: FORMAT.into(), version: VERSION, kernel: Some(kernel), model, search, lengths };
         file.check()?;
         Ok(file)
     }
@@ -134,8 +137,12 @@ impl SearchedFile {
         )))
     }
 
-    pub(super) fn table(&self) -> PatternTable {
-        PatternTable { lengths: self.lengths.iter().map(|length| (length.tokens, length.patterns())).collect() }
+    /// Budgets are for as many keys in the tiles of `kernel`.
+    pub(super) fn table(&self, kernel: Kernel) -> PatternTable {
+        let (from, to) = (self.kernel.unwrap_or(kernel).tile().keys, kernel.tile().keys);
+        let heads = |heads: &Vec<SearchedHead>| heads.iter().map(|head| head.pattern.in_tiles(from, to)).collect();
+        let of_length = |length: &SearchedLength| (length.tokens, length.layers.iter().map(heads).collect());
+        PatternTable { lengths: self.lengths.iter().map(of_length).collect() }
     }
 }
 
@@ -150,7 +157,7 @@ mod tests {
         let length = |tokens, pattern| SearchedLength { tokens, layers: vec![vec![head("dense"), head(pattern)]] };
         let model = ModelTag { name: Some("tiny".into()), fingerprint: "f00".into(), layers: 1, heads: 2 };
         let lengths = vec![length(4096, "block-sparse:9"), length(8192, "a-shape:64,640")];
-        SearchedFile::new(model, Value::Null, lengths).unwrap()
+        SearchedFile::new(Kernel::Cuda, model, Value::Null, lengths).unwrap()
     }
 
     #[test]
@@ -158,12 +165,36 @@ mod tests {
         let text = serde_json::to_string(&file()).unwrap();
         let read = PatternFile::parse(&text).unwrap();
         assert_eq!(read, PatternFile::Searched(file()));
-        let table = read.table(1, 2, "f00").unwrap();
+        let table = read.table(1, 2, "f00", Kernel::Cuda).unwrap();
         for (tokens, want) in
             [(1, "block-sparse:9"), (4096, "block-sparse:9"), (4097, "a-shape:64,640"), (99_999, "a-shape:64,640")]
         {
             assert_eq!(table.for_tokens(tokens)[0][1].to_string(), want);
         }
+        for (tokens, covered) in [(2048, false), (2049, true), (8192, true), (8193, false)] {
+            assert_eq!(table.covers(tokens), covered, "{tokens}");
+        }
+    }
+
+    #[test]
+    fn budgets_are_for_as_many_keys_in_tiles_of_another_size() {
+        let on = |file: &SearchedFile, kernel| file.table(kernel).for_tokens(4096)[0][1].to_string();
+        let searched_on_cuda = file();
+        assert_eq!(on(&searched_on_cuda, Kernel::Cuda), "block-sparse:9");
+        assert_eq!(on(&searched_on_cuda, Kernel::Cpu), "block-sparse:18");
+        let searched_on_cpu = SearchedFile { kernel: Some(Kernel::Cpu), ..file() };
+        assert_eq!(on(&searched_on_cpu, Kernel::Cuda), "block-sparse:5");
+        let nobody_knows = SearchedFile { kernel: None, ..file() };
+        assert_eq!(on(&nobody_knows, Kernel::Cpu), "block-sparse:9");
+        for (pattern, want) in [
+            ("vertical-slash-tiles:3,0", "vertical-slash-tiles:6,0"),
+            ("vertical-slash:3,5", "vertical-slash:3,5"),
+            ("a-shape:64,640", "a-shape:64,640"),
+        ] {
+            assert_eq!(pattern.parse::<Pattern>().unwrap().in_tiles(128, 64).to_string(), want);
+        }
+        let most = Pattern::BlockSparse { blocks: usize::MAX };
+        assert_eq!(most.in_tiles(128, 64), Pattern::BlockSparse { blocks: usize::MAX.div_ceil(64) });
     }
 
     #[test]
@@ -188,7 +219,7 @@ mod tests {
             let error = PatternFile::parse(&changed.to_string()).unwrap_err().to_string();
             assert!(error.contains(want), "{pointer}: {error}");
         }
-        let other = PatternFile::Searched(file()).table(1, 2, "bar").unwrap_err().to_string();
+        let other = PatternFile::Searched(file()).table(1, 2, "bar", Kernel::Cpu).unwrap_err().to_string();
         assert!(other.contains("tiny") && other.contains("f00") && other.contains("calibrate"), "{other}");
     }
 }

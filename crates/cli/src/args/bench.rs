@@ -144,7 +144,7 @@ impl AttentionBenchArgs {
     /// The patterns to time at a length.
     pub fn patterns(&self, tokens: usize) -> Vec<Pattern> {
         let of = |attention: &Attention| match attention {
-            Attention::Auto => Pattern::default_for(tokens),
+            Attention::Auto | Attention::Uniform => Pattern::default_for(tokens),
             Attention::Pattern(pattern) => *pattern,
         };
         match self.attention.is_empty() {

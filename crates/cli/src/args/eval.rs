@@ -262,6 +262,7 @@ mod tests {
     fn settings_parse() {
         assert_eq!(parse_setting("patterns:a/b.json").unwrap().attention, SettingAttention::File("a/b.json".into()));
         assert_eq!(parse_setting("auto").unwrap().attention, SettingAttention::Of(Attention::Auto));
+        assert_eq!(parse_setting("uniform").unwrap().attention, SettingAttention::Of(Attention::Uniform));
         assert_eq!(parse_setting("a-shape:4,64").unwrap().name, "a-shape:4,64");
         let fixed = parse_setting("static:patterns:static:x").unwrap();
         assert_eq!((fixed.fixed, &fixed.name[..]), (true, "static:patterns:static:x"));

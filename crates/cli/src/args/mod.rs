@@ -139,7 +139,7 @@ pub struct InputArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Prefill")]
 pub struct PrefillArgs {
-    /// Keys each query looks at: dense, auto, a-shape:SINK,LOCAL, tri-shape:SINK,LOCAL,LAST, vertical-slash:COLUMNS,DIAGONALS,
+    /// Keys each query looks at: auto (patterns searched for the model where speedread knows it, else uniform), uniform, dense, a-shape:SINK,LOCAL, tri-shape:SINK,LOCAL,LAST, vertical-slash:COLUMNS,DIAGONALS,
     /// vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES or block-sparse:BLOCKS
     #[arg(long, value_name = "PATTERN", default_value = "auto", value_parser = parse_attention)]
     pub attention: Attention,
@@ -193,6 +193,7 @@ impl ReadingArgs {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Attention {
     Auto,
+    Uniform,
     Pattern(Pattern),
 }
 
@@ -201,6 +202,7 @@ impl Attention {
     pub fn choice(self) -> AttentionChoice {
         match self {
             Attention::Auto => AttentionChoice::Auto,
+            Attention::Uniform => AttentionChoice::ByLength,
             Attention::Pattern(Pattern::Dense) => AttentionChoice::Dense,
             Attention::Pattern(pattern) => AttentionChoice::Uniform(pattern),
         }
@@ -210,7 +212,8 @@ impl Attention {
 fn parse_attention(text: &str) -> Result<Attention, String> {
     match text {
         "auto" => Ok(Attention::Auto),
-        _ => text.parse().map(Attention::Pattern).map_err(|_| format!("the forms are: auto, {FORMS}")),
+        "uniform" => Ok(Attention::Uniform),
+        _ => text.parse().map(Attention::Pattern).map_err(|_| format!("the forms are: auto, uniform, {FORMS}")),
     }
 }
 
@@ -241,7 +244,8 @@ impl PrefillArgs {
     ) -> anyhow::Result<SessionOptions> {
         let attention = match (&self.patterns, self.attention) {
             (Some(path), _) => {
-                let table = PatternFile::read(path)?.table(config.layers, config.heads, &fingerprint());
+                let file = PatternFile::read(path)?;
+                let table = file.table(config.layers, config.heads, &fingerprint(), device.kernel());
                 AttentionChoice::PerHead(table.with_context(|| path.display().to_string())?)
             }
             (None, attention) => attention.choice(),

@@ -15,13 +15,18 @@ use crate::{Error, Result};
 pub enum AttentionChoice {
     /// All of them.
     Dense,
-    /// [`Pattern::default_for`] the tokens read so far.
+    /// What is known to be best for the model: [`Known`](Self::Known) patterns where speedread has some, else as [`ByLength`](Self::ByLength).
+    /// A session finds out for its model.
     #[default]
     Auto,
+    /// [`Pattern::default_for`] the tokens read so far.
+    ByLength,
     /// One pattern for every head.
     Uniform(Pattern),
     /// A pattern per layer and query head, as a pattern file gives them.
     PerHead(PatternTable),
+    /// The same for prompts that the table [covers](PatternTable::covers), [`ByLength`](Self::ByLength) for others.
+    Known(PatternTable),
     /// An index per layer and query head, taken from another prompt by [`Session::fix_indexes`](super::Session::fix_indexes): for ablations.
     Fixed(Arc<FixedIndexes>),
 }
@@ -35,18 +40,20 @@ impl AttentionChoice {
     pub fn patterns(&self, layer: usize, heads: usize, tokens: usize) -> Vec<Pattern> {
         match self {
             Self::Dense => vec![Pattern::Dense; heads],
-            Self::Auto => vec![Pattern::default_for(tokens); heads],
+            Self::Known(table) if table.covers(tokens) => table.for_tokens(tokens)[layer].clone(),
+            Self::Auto | Self::ByLength | Self::Known(_) => vec![Pattern::default_for(tokens); heads],
             Self::Uniform(pattern) => vec![*pattern; heads],
             Self::PerHead(table) => table.for_tokens(tokens)[layer].clone(),
             Self::Fixed(fixed) => fixed.0[layer].iter().map(FixedHead::pattern).collect(),
         }
     }
 
-    /// The patterns of a layer's heads for a prompt of `tokens`, each combination of the model's layers at least once.
+    /// Every pattern of a layer's heads that a prompt of up to `tokens` may be read with, each combination of the model's layers at least once.
     pub(crate) fn distinct(&self, heads: usize, tokens: usize) -> Vec<Vec<Pattern>> {
         match self {
             Self::Dense => vec![vec![Pattern::Dense; heads]],
-            Self::Auto => vec![vec![Pattern::default_for(tokens); heads]],
+            Self::Auto | Self::ByLength => vec![vec![Pattern::default_for(tokens); heads]],
+            Self::Known(table) => [&[vec![Pattern::default_for(tokens); heads]], table.for_tokens(tokens)].concat(),
             Self::Uniform(pattern) => vec![vec![*pattern; heads]],
             Self::PerHead(table) => table.for_tokens(tokens).to_vec(),
             Self::Fixed(fixed) => (0..fixed.0.len()).map(|layer| self.patterns(layer, heads, tokens)).collect(),
@@ -127,7 +134,7 @@ impl SessionOptions {
         }
         match &self.attention {
             AttentionChoice::Uniform(pattern) => pattern.validate()?,
-            AttentionChoice::PerHead(table) => {
+            AttentionChoice::PerHead(table) | AttentionChoice::Known(table) => {
                 let ((layers, heads), (wanted_layers, wanted_heads)) = (table.shape(), (config.layers, config.heads));
                 if (layers, heads) != (wanted_layers, wanted_heads) {
                     return Err(Error::Request(format!(
@@ -148,7 +155,7 @@ impl SessionOptions {
                     return Err(Error::Request("indexes of another model's heads".into()));
                 }
             }
-            AttentionChoice::Dense | AttentionChoice::Auto => {}
+            AttentionChoice::Dense | AttentionChoice::Auto | AttentionChoice::ByLength => {}
         }
         Ok(())
     }

@@ -86,9 +86,10 @@ impl Prompts {
             "tokens_from": if args.files.is_empty() { json!("made up") } else { json!(args.files) },
             "attention": match &options.attention {
                 AttentionChoice::Auto => "auto".to_owned(),
+                AttentionChoice::ByLength => "uniform".to_owned(),
                 AttentionChoice::Uniform(pattern) => pattern.to_string(),
                 AttentionChoice::Dense => "dense".to_owned(),
-                AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
+                AttentionChoice::PerHead(_) | AttentionChoice::Known(_) => format!("{:?}", args.prefill.patterns),
                 AttentionChoice::Fixed(_) => "static".to_owned(),
             },
             "kv": options.cache_type(self.model.device()).to_string(),
