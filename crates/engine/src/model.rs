@@ -1,7 +1,6 @@
 //! A model on disk: weights, configuration, tokenizer and chat template.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
@@ -47,8 +46,6 @@ pub struct Model {
     device_note: Option<String>,
     eos_ids: Vec<u32>,
     path: PathBuf,
-    /// Looked for when they are first asked for.
-    known_patterns: OnceLock<Option<PatternTable>>,
 }
 
 /// What `inspect` prints about a model.
@@ -110,16 +107,7 @@ impl Model {
         eos_ids.sort_unstable();
         eos_ids.dedup();
         let chat_template = tokenizer.chat_template()?;
-        Ok(Self {
-            config,
-            tokenizer,
-            chat_template,
-            placed,
-            device_note,
-            eos_ids,
-            path: path.into(),
-            known_patterns: OnceLock::new(),
-        })
+        Ok(Self { config, tokenizer, chat_template, placed, device_note, eos_ids, path: path.into() })
     }
 
     /// A model of a real one's shape with random weights: one of [`synthetic::names`].
@@ -134,16 +122,7 @@ impl Model {
         }
         let (placed, device_note) = Placed::load(options, &config, &Source::Random)?;
         let tokenizer = synthetic::tokenizer()?;
-        Ok(Self {
-            config,
-            tokenizer,
-            chat_template: None,
-            placed,
-            device_note,
-            eos_ids: vec![],
-            path,
-            known_patterns: OnceLock::new(),
-        })
+        Ok(Self { config, tokenizer, chat_template: None, placed, device_note, eos_ids: vec![], path })
     }
 
     /// Where it was opened.
@@ -183,15 +162,20 @@ impl Model {
 
     /// The memory that a session with these options takes on the model's device.
     pub fn memory_plan(&self, options: &SessionOptions) -> MemoryPlan {
-        MemoryPlan::new(&self.config, self.placed.weight_bytes(), &self.resolve(options.clone()), self.placed.kind())
+        MemoryPlan::new(
+            &self.config,
+            self.placed.weight_bytes(),
+            &self.resolve(options.clone(), self.placed.kind()),
+            self.placed.kind(),
+        )
     }
 
-    /// Options with [`AttentionChoice::Auto`] put into what it means for this model.
-    pub fn resolve(&self, options: SessionOptions) -> SessionOptions {
+    /// Options with [`AttentionChoice::Auto`] put into what it means for this model on a device of some kind, where it runs or could.
+    pub fn resolve(&self, options: SessionOptions, device: DeviceKind) -> SessionOptions {
         if options.attention != AttentionChoice::Auto {
             return options;
         }
-        let attention = self.known_patterns().cloned().map_or(AttentionChoice::ByLength, AttentionChoice::Known);
+        let attention = self.known_patterns(device).map_or(AttentionChoice::ByLength, AttentionChoice::Known);
         SessionOptions { attention, ..options }
     }
 
@@ -201,10 +185,9 @@ impl Model {
         Some(hash.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// The patterns that come with speedread for this model's weights, in the tiles of its device.
-    pub fn known_patterns(&self) -> Option<&PatternTable> {
-        let find = || known_patterns::table(&self.config, &self.fingerprint(), self.device().kernel());
-        self.known_patterns.get_or_init(find).as_ref()
+    /// The patterns that come with speedread for this model's weights, in the tiles of a kind of device.
+    pub fn known_patterns(&self, device: DeviceKind) -> Option<PatternTable> {
+        known_patterns::table(&self.config, &self.fingerprint(), device.kernel())
     }
 
     /// Bytes that the weights and a session may take on the model's device; `None` where nobody knows.
@@ -269,7 +252,7 @@ impl Model {
             context: config.context,
             sliding_window: config.sliding_window.map(|window| window.tokens),
             rope: describe_rope(config),
-            patterns: self.known_patterns().map(|table| {
+            patterns: self.known_patterns(self.device()).map(|table| {
                 let range = table.range();
                 format!("searched, for prompts of {} to {} tokens", range.start(), range.end())
             }),

@@ -43,8 +43,8 @@ impl<'m> Session<'m> {
     /// Plans the memory, compares it with what the machine has, and allocates.
     pub fn new(model: &'m Model, options: SessionOptions) -> Result<Self> {
         let config = &model.config;
-        let options = model.resolve(options);
         let (placed, weights) = (&model.placed, model.placed.weight_bytes());
+        let options = model.resolve(options, placed.kind());
         options.validate(config, placed.kind())?;
         if let Some(available) = placed.available()? {
             memory::check(config, weights, &options, placed.kind(), available)?;

@@ -164,8 +164,8 @@ fn known_patterns_serve_the_lengths_they_were_searched_for() {
         assert!(report.layers.iter().flatten().all(|found| found.pattern == want), "{tokens}");
     }
     // Nothing is known of this model: every head has the default for the length.
-    assert!(model.known_patterns().is_none());
-    assert_eq!(model.resolve(SessionOptions::new(9)).attention, AttentionChoice::ByLength);
+    assert!(model.known_patterns(model.device()).is_none());
+    assert_eq!(model.resolve(SessionOptions::new(9), model.device()).attention, AttentionChoice::ByLength);
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub fn run(model: &Model, args: &InspectArgs, interrupt: &Interrupt) -> anyhow::
     let text = input::join(&input::gather(&args.input.files)?);
     let encode = |text: &str| Ok(model.tokenizer.encode(text, false)?);
     let prompt = prompt::fit(model, &text, 1, args.input.truncate, encode)?;
-    let mut options = args.prefill.session(model, prompt.ids.len() + 1)?;
+    let mut options = model.resolve(args.prefill.session(model, prompt.ids.len() + 1)?, model.device());
     options.chunk = None;
     let pattern = options.attention.patterns(layer, config.heads, prompt.ids.len())[head];
     let mut session = Session::new(model, options)?;

@@ -155,7 +155,11 @@ impl Plans {
         let needs = Needs { tokens: Some(context), ..args.prefill.reading.needs() };
         let place = Place::find(args.model.device, needs, subject)?;
         let fingerprint = || subject.model.as_ref().map(Model::fingerprint).unwrap_or_default();
-        let options = args.prefill.session_on(config, place.kind, context, fingerprint)?;
+        let asked = args.prefill.session_on(config, place.kind, context, fingerprint)?;
+        let options = match &subject.model {
+            Some(model) => model.resolve(asked, place.kind),
+            None => asked,
+        };
         ensure!(context > 0, "the model's context is 0 tokens; --context says how many to plan for");
         let weights = subject.device_bytes(place.kind);
         let row = |kv: Option<KvType>, chunk: Option<usize>| {
