@@ -77,7 +77,7 @@ def main():
     one.add_argument("--tokens", type=int, default=8192)
     one.add_argument("--target", default="default")
     one.set_defaults(run=search)
-    two = commands.add_parser("ruler", help="score RULER's tasks with dense attention, the default, searched patterns and others")
+    two = commands.add_parser("ruler", help="score RULER's tasks with dense attention, the uniform default, searched patterns and others")
     two.add_argument("--data", required=True, help="folder of one length made by scripts/eval/ruler.py")
     two.add_argument("--samples", type=int, default=50)
     two.add_argument("--settings", nargs="*", default=[], help="more values of --attention")

@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--model", default="qwen2.5-coder-1.5b")
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--questions", type=int, default=10)
-    parser.add_argument("--settings", nargs="+", default=["dense", "auto"], help="values of --attention")
+    parser.add_argument("--settings", nargs="+", default=["dense", "uniform", "auto"], help="values of --attention")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--binary", default="target/release/speedread")

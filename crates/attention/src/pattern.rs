@@ -68,6 +68,7 @@ impl Pattern {
     pub fn in_tiles(self, from: usize, to: usize) -> Self {
         let tiles = |count: usize| count.saturating_mul(from).div_ceil(to);
         match self {
+            same if from == to => same,
             Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => {
                 Pattern::VerticalSlash { vertical: tiles(vertical), slash: tiles(slash), budget: Budget::Tiles }
             }

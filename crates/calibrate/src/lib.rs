@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The search runs where the model does: the prefill, the timed kernel and the comparison of the candidates are the device's, and budgets count
-//! the tiles of its kernel. Patterns found on one kind of device are therefore for that kind.
+//! the tiles of its kernel, which the pattern file names; on another kind of device it is read with as many keys.
 //!
 //! Four things differ from the original: the error is that of the attention *output*, so values count; errors of different layers are weighed
 //! by what they do to the model's next tokens; a candidate's cost is the kernel's time, not a number of lines; and several texts and prompt
@@ -337,7 +337,7 @@ fn file(request: &Request<'_>, found: &[Vec<Vec<SearchedHead>>]) -> Result<Patte
     if request.lines == Lines::Lines {
         let entry = |head: &SearchedHead| {
             let score = serde_json::Number::from_f64(head.recall).unwrap_or_else(|| 0.into());
-            HeadEntry::new(head.pattern, score)
+            HeadEntry::new(head.pattern, request.model.device().kernel(), score)
         };
         let layers = found[0].iter().map(|heads| heads.iter().map(entry).collect()).collect();
         return Ok(PatternFile::MInference(MInferenceFile { layers }));

@@ -355,7 +355,7 @@ mod tests {
     fn an_audit_and_patterns_without_a_fallback_count() {
         let on_device = |options: &SessionOptions| MemoryPlan::new(&config(), WEIGHTS, options, DeviceKind::Cuda);
         // So many tiles that dense attention costs less: with a fallback none of their lists are made.
-        let tiles = AttentionChoice::Uniform("vertical-slash-tiles:900,900".parse().unwrap());
+        let tiles = AttentionChoice::Pattern("vertical-slash-tiles:900,900".parse().unwrap());
         let plain = SessionOptions { attention: tiles, ..SessionOptions::new(1 << 17) };
         let audited = SessionOptions { audit_rows: Some(64), ..plain.clone() };
         // A number of 4 bytes for each row and head, and at most what dense attention's lists take.

@@ -82,7 +82,7 @@ pub struct ModelFacts {
     /// Rotary embedding, in words.
     pub rope: String,
     /// What `auto` knows of its heads.
-    pub patterns: Option<String>,
+    pub known_patterns: Option<String>,
     /// Bytes of keys and values of one token at 16 bits.
     pub kv_bytes_per_token: u64,
 }
@@ -175,7 +175,7 @@ impl Model {
         if options.attention != AttentionChoice::Auto {
             return options;
         }
-        let attention = self.known_patterns(device).map_or(AttentionChoice::ByLength, AttentionChoice::Known);
+        let attention = self.known_patterns(device).map_or(AttentionChoice::Uniform, AttentionChoice::Known);
         SessionOptions { attention, ..options }
     }
 
@@ -252,7 +252,7 @@ impl Model {
             context: config.context,
             sliding_window: config.sliding_window.map(|window| window.tokens),
             rope: describe_rope(config),
-            patterns: self.known_patterns(self.device()).map(|table| {
+            known_patterns: self.known_patterns(self.device()).map(|table| {
                 let range = table.range();
                 format!("searched, for prompts of {} to {} tokens", range.start(), range.end())
             }),

@@ -66,7 +66,7 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// The options it was made with.
+    /// The options it was made with; [`AttentionChoice::Auto`] is what it means for the model by then.
     pub fn options(&self) -> &SessionOptions {
         &self.options
     }
@@ -320,16 +320,11 @@ impl<'m> Session<'m> {
                 });
             };
             let tokens = start + part.len();
-            let table = match &self.options.attention {
-                AttentionChoice::PerHead(table) => Some(table),
-                AttentionChoice::Known(table) => Some(table).filter(|table| table.covers(tokens)),
-                _ => None,
-            };
-            let uniform = self.options.attention.patterns(0, heads, tokens);
-            let of_layer = |layer: usize| match (&self.options.attention, table) {
-                (_, Some(table)) => Heads::Patterns(&table.for_tokens(tokens)[layer]),
-                (AttentionChoice::Fixed(fixed), _) => Heads::Fixed(&fixed.0[layer]),
-                _ => Heads::Patterns(&uniform),
+            let attention = &self.options.attention;
+            let by_layer: Vec<_> = (0..layers).map(|layer| attention.patterns(layer, heads, tokens)).collect();
+            let of_layer = |layer: usize| match attention {
+                AttentionChoice::Fixed(fixed) => Heads::Fixed(&fixed.0[layer]),
+                _ => Heads::Patterns(&by_layer[layer]),
             };
             let pass = Pass {
                 start,

@@ -139,7 +139,7 @@ fn a_budget_larger_than_the_prompt_is_dense() {
     let ids = prompt(400, model.config.vocab);
     let dense = logits_of(&model, exact(400), &ids);
     for pattern in ["vertical-slash:1000,1000", "a-shape:4,1000", "block-sparse:100"] {
-        let attention = AttentionChoice::Uniform(pattern.parse().unwrap());
+        let attention = AttentionChoice::Pattern(pattern.parse().unwrap());
         for chunk in [None, Some(150)] {
             let options = SessionOptions { attention: attention.clone(), dense_fallback: false, chunk, ..exact(400) };
             assert!(difference(&dense, &logits_of(&model, options, &ids)) < 2e-5, "{pattern}, {chunk:?}");
@@ -165,7 +165,7 @@ fn known_patterns_serve_the_lengths_they_were_searched_for() {
     }
     // Nothing is known of this model: every head has the default for the length.
     assert!(model.known_patterns(model.device()).is_none());
-    assert_eq!(model.resolve(SessionOptions::new(9), model.device()).attention, AttentionChoice::ByLength);
+    assert_eq!(model.resolve(SessionOptions::new(9), model.device()).attention, AttentionChoice::Uniform);
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn requests_that_cannot_be_met_say_why() {
         |layers, heads| AttentionChoice::PerHead(PatternTable::any_length(vec![vec![Pattern::Dense; heads]; layers]));
     assert!(refused(SessionOptions { attention: per_head(3, 4), ..exact(10) }).contains("3 layers"));
     assert!(refused(SessionOptions { attention: per_head(2, 5), ..exact(10) }).contains("of 5 query heads"));
-    let useless = AttentionChoice::Uniform(Pattern::BlockSparse { blocks: 0 });
+    let useless = AttentionChoice::Pattern(Pattern::BlockSparse { blocks: 0 });
     assert!(refused(SessionOptions { attention: useless, ..exact(10) }).contains("block"));
 
     let mut session = Session::new(&model, exact(10)).unwrap();

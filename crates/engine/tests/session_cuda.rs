@@ -152,9 +152,9 @@ fn a_pattern_for_every_key_is_dense_and_others_report_what_they_keep() {
     let seconds = report.linear_seconds + report.attention_seconds + report.index_seconds + report.other_seconds;
     assert!(seconds > 0.0 && seconds <= report.seconds * 1.1, "{seconds} of {}", report.seconds);
     let everything = Pattern::AShape { sink: 1500, local: 1500 };
-    let (all, _) = run(AttentionChoice::Uniform(everything), false);
+    let (all, _) = run(AttentionChoice::Pattern(everything), false);
     assert!(difference(&all, &whole) <= TOLERANCE);
-    let (few, report) = run(AttentionChoice::Uniform("vertical-slash-tiles:1,2".parse().unwrap()), true);
+    let (few, report) = run(AttentionChoice::Pattern("vertical-slash-tiles:1,2".parse().unwrap()), true);
     assert!(few.iter().all(|x| x.is_finite()) && report.density() < 0.9, "{}", report.density());
     for head in report.layers.iter().flatten() {
         let recall = head.recall.unwrap();

@@ -35,7 +35,7 @@ fn read(model: &Model, options: SessionOptions, ids: &[u32]) -> (Vec<f32>, Prefi
 }
 
 fn fix(model: &Model, pattern: Pattern, ids: &[u32]) -> Arc<FixedIndexes> {
-    let mut session = Session::new(model, options(AttentionChoice::Uniform(pattern))).unwrap();
+    let mut session = Session::new(model, options(AttentionChoice::Pattern(pattern))).unwrap();
     let fixed = session.fix_indexes(ids, &AtomicBool::new(false)).unwrap();
     assert!(session.is_empty());
     fixed.into()
@@ -53,7 +53,7 @@ fn check(device: DeviceChoice, tolerance: f32) {
     let other: Vec<u32> = ids.iter().rev().map(|id| id * 7 % model.config.vocab as u32).collect();
     for text in ["vertical-slash-tiles:1,2", "vertical-slash:60,105", "block-sparse:3", "tri-shape:64,128,64"] {
         let pattern: Pattern = text.parse().unwrap();
-        let (itself, report) = read(&model, options(AttentionChoice::Uniform(pattern)), &ids);
+        let (itself, report) = read(&model, options(AttentionChoice::Pattern(pattern)), &ids);
         let (own, own_report) = read(&model, options(AttentionChoice::Fixed(fix(&model, pattern, &ids))), &ids);
         assert!(difference(&itself, &own) <= tolerance, "{text}: {}", difference(&itself, &own));
         assert!((report.density() - own_report.density()).abs() < 0.01, "{text}");

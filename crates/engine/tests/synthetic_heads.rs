@@ -69,7 +69,7 @@ fn the_first_tokens_draw_a_real_share_in_most_heads() {
 fn lines_keep_most_of_the_mass() {
     let model = Model::with_random_weights(config("llama-3-8b"), "random".into(), &ModelOptions::default()).unwrap();
     let recall = |pattern: &str| {
-        let attention = AttentionChoice::Uniform(pattern.parse::<Pattern>().unwrap());
+        let attention = AttentionChoice::Pattern(pattern.parse::<Pattern>().unwrap());
         let options =
             SessionOptions { attention, dense_fallback: false, audit_rows: Some(32), ..SessionOptions::new(TOKENS) };
         let mut session = Session::new(&model, options).unwrap();

@@ -254,7 +254,7 @@ pub(crate) mod tests {
     fn differences_are_told() {
         let base = header();
         type Change = fn(&mut Header);
-        let cases: [(Change, &str); 13] = [
+        let cases: [(Change, &str); 14] = [
             (|h| h.kind = "perplexity".into(), "it holds answers, not perplexity"),
             (|h| h.model.fingerprint = "g".into(), "another model"),
             (|h| h.model.bytes = 2, "another model"),
@@ -266,6 +266,7 @@ pub(crate) mod tests {
             (|h| h.data.clear(), "1 data files, now there are 0"),
             (|h| h.parameters = serde_json::json!({"seed": 2}), "not {\"seed\":2}"),
             (|h| h.settings[1].kv = "f32".into(), "--kv"),
+            (|h| h.settings[1].patterns_sha256 = Some("p".into()), "another pattern file"),
             (|h| h.settings.truncate(1), "its settings are dense, auto; now they are dense"),
             (|h| h.speedread_eval = 2, "this version writes 2"),
         ];

@@ -62,7 +62,7 @@ fn sample(task: &str, number: usize, tokens: usize) -> Sample {
 /// Dense, a pattern, and the pattern with indexes of another prompt.
 fn settings(pattern: &str) -> Vec<Setting> {
     let base = SessionOptions { dense_fallback: false, ..SessionOptions::new(0) };
-    let of = |name: String| Setting::new(name, AttentionChoice::Uniform(pattern.parse().unwrap()), &base);
+    let of = |name: String| Setting::new(name, AttentionChoice::Pattern(pattern.parse().unwrap()), &base);
     vec![
         Setting::new("dense", AttentionChoice::Dense, &base),
         of(pattern.into()),

@@ -16,7 +16,8 @@ pub struct WorkItem {
     pub head: i32,
     /// First query row.
     pub row: i32,
-    /// Runs of contiguous keys; at least one, and the first starts with a key that every row sees.
+    /// Runs of contiguous keys; at least one, and the first starts with a key that every row sees. Only the first and the last may hold keys
+    /// that a row does not see.
     pub spans: i32,
     /// Tiles of gathered columns.
     pub column_tiles: i32,
@@ -203,6 +204,7 @@ fn head_plan(head: usize, index: &SparseIndex, base: usize) -> HeadPlan {
         } else if let Some(blocks) = index.blocks() {
             let list = part.offsets.len() as i64;
             let blocks = blocks.of(tile);
+            assert!(blocks.is_sorted(), "blocks ascend: of later keys only the last holds some");
             // The block of the first row goes first: every row of the tile sees the first row's key.
             let own = (m0 / TILE.keys) as u32;
             let order = std::iter::once(own).chain(blocks.iter().copied().filter(|&b| b != own));
@@ -294,6 +296,13 @@ mod tests {
             let index = &indexes[item.head as usize];
             let mut keys = plan.keys(item);
             let row = item.row as usize;
+            // Of the runs between the first and the last every row sees every key: the kernels do not mask them.
+            let spans = &plan.offsets[item.list as usize..][..item.spans as usize];
+            for &offset in spans.iter().skip(1).rev().skip(1) {
+                let first = plan.start as i64 + item.row as i64;
+                let key = first - offset as i64;
+                assert!(key >= 0 && key + TILE.keys as i64 <= first, "keys {key}.. for rows {first}..");
+            }
             let first = plan.start as i64 + item.row as i64 - plan.offsets[item.list as usize] as i64;
             let m0 = plan.start as i64 + item.row as i64;
             assert!(first >= 0 && (first..first + 128).contains(&m0), "the first run holds the diagonal");

@@ -39,7 +39,7 @@ pub(super) fn choose(
             for &o in windows.iter().take_while(|&&o| o < m0 + shape.keys) {
                 columns[m0.saturating_sub(o)..(m0 + shape.keys - o).min(len)].fill(0.0);
             }
-            let count = (vertical * shape.keys).max(FORCED_COLUMNS);
+            let count = vertical.saturating_mul(shape.keys).max(FORCED_COLUMNS);
             let mut chosen = top(&columns, count, |j| j < FORCED_COLUMNS);
             chosen.retain(|&j| columns[j] > 0.0 || j < FORCED_COLUMNS);
             // The queries of the estimate are the user's question: they see every key, for the price of a query tile or two.

@@ -10,7 +10,10 @@
 
 use serde_json::{Map, Number, Value, json};
 
-use crate::{Budget, Error, Pattern};
+use crate::{Budget, Error, Kernel, Pattern};
+
+/// Keys of a block of MInference's block-sparse kernel.
+pub const BLOCK_KEYS: usize = 64;
 
 /// One head's entry, as written in the file.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,9 +27,9 @@ pub struct HeadEntry {
 }
 
 impl HeadEntry {
-    /// An entry with what a search measured.
-    pub fn new(pattern: Pattern, score: Number) -> Self {
-        Self { pattern, unused: 0, score }
+    /// An entry with what a search measured of a pattern whose budget counts tiles of `kernel`.
+    pub fn new(pattern: Pattern, kernel: Kernel, score: Number) -> Self {
+        Self { pattern: pattern.in_tiles(kernel.tile().keys, BLOCK_KEYS), unused: 0, score }
     }
 }
 
@@ -91,6 +94,12 @@ impl MInferenceFile {
     /// The patterns alone, `[layer][query head]`.
     pub fn patterns(&self) -> Vec<Vec<Pattern>> {
         self.layers.iter().map(|heads| heads.iter().map(|entry| entry.pattern).collect()).collect()
+    }
+
+    /// The same for as many keys in tiles of `kernel`.
+    pub(super) fn patterns_for(&self, kernel: Kernel) -> Vec<Vec<Pattern>> {
+        let of_head = |entry: &HeadEntry| entry.pattern.in_tiles(BLOCK_KEYS, kernel.tile().keys);
+        self.layers.iter().map(|heads| heads.iter().map(of_head).collect()).collect()
     }
 }
 

@@ -44,14 +44,13 @@ impl PatternFile {
         }
     }
 
-    /// The patterns, checked against a model's shape and fingerprint. Budgets that a search counted in tiles of another kernel become as many
-    /// keys in tiles of `kernel`.
+    /// The patterns, checked against a model's shape and fingerprint. Budgets counted in other tiles than `kernel`'s become as many keys in its.
     ///
     /// # Errors
     /// [`Error::Pattern`] when the file is of another model.
     pub fn table(&self, layers: usize, heads: usize, fingerprint: &str, kernel: Kernel) -> Result<PatternTable, Error> {
         let table = match self {
-            Self::MInference(file) => PatternTable::any_length(file.patterns()),
+            Self::MInference(file) => PatternTable::any_length(file.patterns_for(kernel)),
             Self::Searched(file) => {
                 file.check_model(fingerprint)?;
                 file.table(kernel)
@@ -66,7 +65,15 @@ impl PatternFile {
         Ok(table)
     }
 
-    /// The patterns by prompt length; a length of `None` serves any.
+    /// Keys of a tile in its budgets, if it says so.
+    pub fn tile_keys(&self) -> Option<usize> {
+        match self {
+            Self::MInference(_) => Some(minference::BLOCK_KEYS),
+            Self::Searched(file) => file.kernel.map(|kernel| kernel.tile().keys),
+        }
+    }
+
+    /// The patterns by prompt length, in the file's own tiles; a length of `None` serves any.
     pub fn by_length(&self) -> Vec<(Option<usize>, Vec<Vec<Pattern>>)> {
         match self {
             Self::MInference(file) => vec![(None, file.patterns())],
@@ -94,14 +101,24 @@ impl PatternTable {
 
     /// The patterns for a prompt of `tokens`: those of the next longer length, or the longest.
     pub fn for_tokens(&self, tokens: usize) -> &[Vec<Pattern>] {
-        let at = self.lengths.partition_point(|(length, _)| *length < tokens).min(self.lengths.len() - 1);
-        &self.lengths[at].1
+        &self.lengths[self.place(tokens)].1
     }
 
-    /// Prompts that its lengths say something of: not longer than the longest, and longer than half of the shortest.
+    /// Those of every layer that prompts of up to `tokens` are read with.
+    pub fn up_to_tokens(&self, tokens: usize) -> impl Iterator<Item = &Vec<Pattern>> {
+        self.lengths[..=self.place(tokens)].iter().flat_map(|(_, layers)| layers)
+    }
+
+    fn place(&self, tokens: usize) -> usize {
+        self.lengths.partition_point(|(length, _)| *length < tokens).min(self.lengths.len() - 1)
+    }
+
+    /// Prompts that its lengths say something of: not longer than the longest, and longer than half of the shortest; all, where the same
+    /// patterns are for any length.
     pub fn range(&self) -> RangeInclusive<usize> {
         let (shortest, longest) = (self.lengths[0].0, self.lengths[self.lengths.len() - 1].0);
-        shortest / 2 + 1..=longest
+        let least = if shortest == usize::MAX { 0 } else { shortest / 2 + 1 };
+        least..=longest
     }
 
     /// Whether a prompt of `tokens` is in its [`range`](Self::range).
@@ -131,6 +148,10 @@ mod tests {
         assert_eq!(
             file.table(2, 1, "any", Kernel::Cpu).unwrap().for_tokens(5)[1],
             [Pattern::BlockSparse { blocks: 9 }]
+        );
+        assert_eq!(
+            file.table(2, 1, "any", Kernel::Cuda).unwrap().for_tokens(5)[1],
+            [Pattern::BlockSparse { blocks: 5 }]
         );
         let wrong = file.table(2, 3, "any", Kernel::Cpu).unwrap_err().to_string();
         assert!(wrong.contains("2 layers of 1") && wrong.contains("2 of 3"), "{wrong}");

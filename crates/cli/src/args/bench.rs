@@ -126,7 +126,7 @@ pub struct AttentionBenchArgs {
     /// Prompt lengths in tokens [default: 1K,4K,16K on the CPU, 8K,32K,128K on CUDA devices]
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
-    /// What each query looks at, as for `speedread ask`; may be repeated [default: dense and auto]
+    /// What each query looks at, as for `speedread ask`; may be repeated [default: dense and uniform]
     #[arg(long, value_name = "PATTERN", value_parser = parse_attention)]
     pub attention: Vec<Attention>,
     /// Where to run: cpu, cuda, cuda:NUMBER, or auto (the first CUDA device that can be used, else the CPU)
@@ -144,11 +144,12 @@ impl AttentionBenchArgs {
     /// The patterns to time at a length.
     pub fn patterns(&self, tokens: usize) -> Vec<Pattern> {
         let of = |attention: &Attention| match attention {
+            // There is no model here that something could be known of.
             Attention::Auto | Attention::Uniform => Pattern::default_for(tokens),
             Attention::Pattern(pattern) => *pattern,
         };
         match self.attention.is_empty() {
-            true => [Attention::Pattern(Pattern::Dense), Attention::Auto].iter().map(of).collect(),
+            true => [Attention::Pattern(Pattern::Dense), Attention::Uniform].iter().map(of).collect(),
             false => self.attention.iter().map(of).collect(),
         }
     }

@@ -202,9 +202,9 @@ impl Attention {
     pub fn choice(self) -> AttentionChoice {
         match self {
             Attention::Auto => AttentionChoice::Auto,
-            Attention::Uniform => AttentionChoice::ByLength,
+            Attention::Uniform => AttentionChoice::Uniform,
             Attention::Pattern(Pattern::Dense) => AttentionChoice::Dense,
-            Attention::Pattern(pattern) => AttentionChoice::Uniform(pattern),
+            Attention::Pattern(pattern) => AttentionChoice::Pattern(pattern),
         }
     }
 }

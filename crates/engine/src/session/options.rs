@@ -15,17 +15,17 @@ use crate::{Error, Result};
 pub enum AttentionChoice {
     /// All of them.
     Dense,
-    /// What is known to be best for the model: [`Known`](Self::Known) patterns where speedread has some, else as [`ByLength`](Self::ByLength).
+    /// What is known to be best for the model: [`Known`](Self::Known) patterns where speedread has some, else [`Uniform`](Self::Uniform).
     /// A session finds out for its model.
     #[default]
     Auto,
-    /// [`Pattern::default_for`] the tokens read so far.
-    ByLength,
+    /// [`Pattern::default_for`] the tokens read so far, for every head.
+    Uniform,
     /// One pattern for every head.
-    Uniform(Pattern),
+    Pattern(Pattern),
     /// A pattern per layer and query head, as a pattern file gives them.
     PerHead(PatternTable),
-    /// The same for prompts that the table [covers](PatternTable::covers), [`ByLength`](Self::ByLength) for others.
+    /// The same where the tokens read so far are as many as the table [covers](PatternTable::covers), else [`Uniform`](Self::Uniform).
     Known(PatternTable),
     /// An index per layer and query head, taken from another prompt by [`Session::fix_indexes`](super::Session::fix_indexes): for ablations.
     Fixed(Arc<FixedIndexes>),
@@ -41,8 +41,8 @@ impl AttentionChoice {
         match self {
             Self::Dense => vec![Pattern::Dense; heads],
             Self::Known(table) if table.covers(tokens) => table.for_tokens(tokens)[layer].clone(),
-            Self::Auto | Self::ByLength | Self::Known(_) => vec![Pattern::default_for(tokens); heads],
-            Self::Uniform(pattern) => vec![*pattern; heads],
+            Self::Auto | Self::Uniform | Self::Known(_) => vec![Pattern::default_for(tokens); heads],
+            Self::Pattern(pattern) => vec![*pattern; heads],
             Self::PerHead(table) => table.for_tokens(tokens)[layer].clone(),
             Self::Fixed(fixed) => fixed.0[layer].iter().map(FixedHead::pattern).collect(),
         }
@@ -52,10 +52,13 @@ impl AttentionChoice {
     pub(crate) fn distinct(&self, heads: usize, tokens: usize) -> Vec<Vec<Pattern>> {
         match self {
             Self::Dense => vec![vec![Pattern::Dense; heads]],
-            Self::Auto | Self::ByLength => vec![vec![Pattern::default_for(tokens); heads]],
-            Self::Known(table) => [&[vec![Pattern::default_for(tokens); heads]], table.for_tokens(tokens)].concat(),
-            Self::Uniform(pattern) => vec![vec![*pattern; heads]],
-            Self::PerHead(table) => table.for_tokens(tokens).to_vec(),
+            Self::Auto | Self::Uniform => vec![vec![Pattern::default_for(tokens); heads]],
+            Self::Known(table) => {
+                let default = vec![Pattern::default_for(tokens); heads];
+                std::iter::once(default).chain(table.up_to_tokens(tokens).cloned()).collect()
+            }
+            Self::Pattern(pattern) => vec![vec![*pattern; heads]],
+            Self::PerHead(table) => table.up_to_tokens(tokens).cloned().collect(),
             Self::Fixed(fixed) => (0..fixed.0.len()).map(|layer| self.patterns(layer, heads, tokens)).collect(),
         }
     }
@@ -133,7 +136,7 @@ impl SessionOptions {
             return Err(Error::Request("--chunk 0: a chunk needs at least one token".into()));
         }
         match &self.attention {
-            AttentionChoice::Uniform(pattern) => pattern.validate()?,
+            AttentionChoice::Pattern(pattern) => pattern.validate()?,
             AttentionChoice::PerHead(table) | AttentionChoice::Known(table) => {
                 let ((layers, heads), (wanted_layers, wanted_heads)) = (table.shape(), (config.layers, config.heads));
                 if (layers, heads) != (wanted_layers, wanted_heads) {
@@ -155,7 +158,7 @@ impl SessionOptions {
                     return Err(Error::Request("indexes of another model's heads".into()));
                 }
             }
-            AttentionChoice::Dense | AttentionChoice::Auto | AttentionChoice::ByLength => {}
+            AttentionChoice::Dense | AttentionChoice::Auto | AttentionChoice::Uniform => {}
         }
         Ok(())
     }

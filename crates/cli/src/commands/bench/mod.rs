@@ -78,18 +78,19 @@ impl Prompts {
 
     /// What there is to say of a run, for machines, beside its rows.
     fn about(&self, args: &PromptArgs) -> anyhow::Result<Value> {
-        let options = args.prefill.session(&self.model, self.ids.len())?;
+        let asked = args.prefill.session(&self.model, self.ids.len())?;
+        let options = self.model.resolve(asked, self.model.device());
         let mut all = Value::Object(provenance::of_run(args.model.device, self.model.device_name()));
         let run = json!({
             "model": self.model.path(),
             "weights": self.weights(args),
             "tokens_from": if args.files.is_empty() { json!("made up") } else { json!(args.files) },
             "attention": match &options.attention {
-                AttentionChoice::Auto => "auto".to_owned(),
-                AttentionChoice::ByLength => "uniform".to_owned(),
-                AttentionChoice::Uniform(pattern) => pattern.to_string(),
+                AttentionChoice::Auto | AttentionChoice::Uniform => "uniform".to_owned(),
+                AttentionChoice::Known(_) => "known patterns".to_owned(),
+                AttentionChoice::Pattern(pattern) => pattern.to_string(),
                 AttentionChoice::Dense => "dense".to_owned(),
-                AttentionChoice::PerHead(_) | AttentionChoice::Known(_) => format!("{:?}", args.prefill.patterns),
+                AttentionChoice::PerHead(_) => format!("{:?}", args.prefill.patterns),
                 AttentionChoice::Fixed(_) => "static".to_owned(),
             },
             "kv": options.cache_type(self.model.device()).to_string(),

@@ -50,9 +50,11 @@ pub fn run(args: InspectArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         println!();
     }
     plans.print();
+    let tiles = patterns.as_ref().and_then(PatternFile::tile_keys);
+    let tiles = tiles.map(|keys| format!(", tiles of {keys} keys")).unwrap_or_default();
     for (tokens, layers) in patterns.iter().flat_map(PatternFile::by_length) {
         let prompts = tokens.map(|tokens| format!(", prompts of {tokens} tokens")).unwrap_or_default();
-        println!("\npatterns of {} layers x {} heads{prompts}", layers.len(), layers[0].len());
+        println!("\npatterns of {} layers x {} heads{prompts}{tiles}", layers.len(), layers[0].len());
         for (pattern, count) in tally(&layers) {
             println!("  {count:>6}  {pattern}");
         }
