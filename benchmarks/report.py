@@ -229,7 +229,7 @@ def attention_gpu():
         place = [f"{row['n']:,}", row["dim"]]
         ms = {name: statistics.median(times) for name, times in row["dense"].items()}
         rate = lambda name: f"{2 * row['n'] ** 2 * row['dim'] * row['heads'] / ms[name] / 1e9:.0f}" if name in ms else ""
-        dense.append([*place, f"**{rate(ours)}**", rate(peer), percent(ms[peer] / ms[ours], 0) if peer in ms else "", *map(rate, others)])
+        dense.append([*place, f"**{rate(ours)}**", rate(peer), percent(ms[peer] / ms[ours]) if peer in ms else "", *map(rate, others)])
         for pattern, samples in row["sparse"].items():
             total, index = statistics.median(samples["ms"]), statistics.median(samples["index_ms"])
             against = [milliseconds(ms[peer]), f"**{ms[peer] / total:.1f}x**"] if peer in ms else ["", ""]
@@ -250,7 +250,7 @@ def attention_alone(result):
     for row in sorted(result["alone"]["rows"], key=lambda row: (row["n"], row["dim"])):
         # Index building alone computes no tile; without the case of dense attention there is no ratio to it.
         rate = f"{row['tflops']:.0f}" if row["tflops"] else ""
-        share = percent(row["ratio_to_dense"], 0) if row.get("ratio_to_dense") else ""
+        share = percent(row["ratio_to_dense"]) if row.get("ratio_to_dense") else ""
         rows[row["kernel"]].append([f"{row['n']:,}", row["dim"], row["case"], milliseconds(row["ms"]), rate, share])
     heads = ["tokens", "head dim", "case", "ms", "TFLOPS", "of its own dense"]
     return ["Hopper's kernel, TFLOPS on the tiles visited:", table(heads, rows["sm90"]),
