@@ -3,12 +3,17 @@
 // Query tiles here are those before the dense ones at the end, so all their rows exist; and only key tiles left of a query tile's own are
 // scored, so all their keys exist too.
 #pragma once
+#include <cuda_fp16.h>
+
 #include "index.cuh"
+
+// Key tiles of which the largest score is kept beside the scores: a row's groups say where its largest scores can be.
+constexpr int kGroup = 16;
 
 struct PoolParams {
   const uint32_t* data;  // [rows][heads][dim], two elements a word
   const int32_t* heads;  // head of a slot
-  float* means;          // [slots][tiles][dim]
+  __half* means;         // [slots][tiles][dim]
   int64_t row_stride;    // in words
   int64_t head_stride;
 };
@@ -17,9 +22,10 @@ struct BlockParams {
   const HeadTask* heads;
   const int32_t* slot_heads;  // query head of a slot
   const int32_t* key_slots;   // pooled key head of a slot
-  const float* pooled_q;      // [slots][query_tiles][dim]
-  const float* pooled_k;      // [key slots][key_tiles][dim]
+  const __half* pooled_q;     // [slots][query_tiles][dim]
+  const __half* pooled_k;     // [key slots][key_tiles][dim]
   float* scores;              // [slots of this batch][tiles][pitch]
+  float* largest;             // [slots of this batch][tiles][pitch / kGroup], of each group
   int32_t* offsets;
   int64_t pitch;
   int32_t query_tiles;        // pooled ones
@@ -30,4 +36,4 @@ struct BlockParams {
   int32_t first_tile;         // query tile
   int32_t tiles;              // query tiles
 };
-static_assert(sizeof(PoolParams) == 40 && sizeof(BlockParams) == 96, "the host's sizes");
+static_assert(sizeof(PoolParams) == 40 && sizeof(BlockParams) == 104, "the host's sizes");

@@ -1,5 +1,6 @@
-// Means of tiles of 128 rows of Q or K, in f32: what block-sparse heads are scored by.
+// Means of tiles of 128 rows of Q or K, in 16 bits: what block-sparse heads are scored by.
 #include "blocks.cuh"
+#include "mma/element.cuh"
 #include "widen.cuh"
 
 static_assert(kTileQueries == kTileKeys, "tiles of queries and of keys are pooled alike");
@@ -16,8 +17,9 @@ __device__ __forceinline__ void pool(const PoolParams& p) {
     sum.x += x.x;
     sum.y += x.y;
   }
-  reinterpret_cast<float2*>(p.means)[(slot * gridDim.x + tile) * blockDim.x + threadIdx.x] =
-      make_float2(sum.x / kTileKeys, sum.y / kTileKeys);
+  // Of bf16 a mean may be too large for f16, which tells means of like size apart better: it then counts as the largest there is.
+  auto mean = [](float sum) { return fminf(fmaxf(sum / kTileKeys, -65504.f), 65504.f); };
+  reinterpret_cast<uint32_t*>(p.means)[(slot * gridDim.x + tile) * blockDim.x + threadIdx.x] = mma::pack<__half>(mean(sum.x), mean(sum.y));
 }
 
 extern "C" __global__ void __launch_bounds__(64) pool_rows_bf16(const __grid_constant__ PoolParams p) { pool<Bf16>(p); }

@@ -226,9 +226,27 @@ fn long_prompts() {
         ("vertical-slash-tiles:40,24", sized(30_001, 1_301), 0),
         ("vertical-slash:5000,3000", sized(20_000, 700), 77),
         ("vertical-slash-tiles:12,8", sized(3_000, 130), sized(60_000, 9_000)),
+        // Chosen from a few groups of key tiles, from all, and, of more than shared memory holds, from the whole row.
+        ("block-sparse:2", sized(3_000, 200), sized(60_000, 9_000)),
+        ("block-sparse:40", sized(3_000, 200), sized(60_000, 9_000)),
+        ("block-sparse:1500", 200, sized(270_000, 3_000)),
     ] {
         let case = Case::new(rows, start, 1, 2, 128, 3);
         check::<bf16>(case, &[text.parse().unwrap(); 2], true, Layout::RowMajor, &mut Workspace::new());
+    }
+}
+
+/// Of key tiles of equal score the first are chosen, however many there are.
+#[test]
+fn equal_scores_of_blocks() {
+    for (device, start) in attentions().iter().flat_map(|device| [(device, 9_000), (device, sized(270_000, 17_000))]) {
+        let mut case = Case::new(200, start, 1, 1, 64, 1);
+        case.k.fill(0.0);
+        let blocks = ["block-sparse:4".parse().unwrap()];
+        let (.., indexes, _) =
+            Rounded::<bf16>::new(case).prefill(device, &blocks, false, Layout::RowMajor, &mut Workspace::new());
+        let own = start as u32 / 128;
+        assert_eq!(indexes[0].blocks().unwrap().of(0), [0, 1, own, own + 1]);
     }
 }
 

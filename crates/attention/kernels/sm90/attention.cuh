@@ -2,8 +2,8 @@
 //
 // A thread block takes query tiles (128 rows of one head) from a queue until it is empty. One producer thread walks the tile's list of
 // key tiles and has the copy engine bring K and V into two rings; two warpgroups of 64 rows each consume them. In a step a warpgroup
-// issues S = Q K^T of this key tile and O += P V of the one before, and computes the softmax of S while the second product runs. The two
-// warpgroups take turns issuing, so that one's softmax runs under the other's products (FlashAttention-3, arXiv 2407.08608).
+// issues S = Q K^T of this key tile and O += P V of the one before, and computes the softmax of S while the second product runs. At larger head
+// dims the two warpgroups take turns issuing, so that one's softmax runs under the other's products (FlashAttention-3, arXiv 2407.08608).
 #pragma once
 #include <cuda.h>
 
@@ -131,7 +131,7 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
   static_assert(offsetof(Shared<Dim>, v) == offsetof(Shared<Dim>, k) + sizeof(Shared<Dim>::k));
   const mma::Operand v{ptx::shared_address(s.k[0]) + T::kStages * T::kBytesK, T::kPanelBytesK, 1024};
   const int turn = B::turn(consumer), next_turn = B::turn((consumer + 1) % T::kConsumers);
-  if (consumer == T::kConsumers - 1) ptx::barrier_arrive(B::turn(0), B::kPair);
+  if (T::kTakeTurns && consumer == T::kConsumers - 1) ptx::barrier_arrive(B::turn(0), B::kPair);
 
   float scores[T::kKeys / 2], out[Dim / 2];
   // The weights of a tile, while the product with those of the tile before still reads the other array.
@@ -204,11 +204,11 @@ __device__ __forceinline__ void consume(Shared<Dim>& s, const Maps& maps, const 
     };
     auto step = [&](int left, const auto& before, auto& weights) {
       s.k_full[kr.stage].wait(kr.parity);
-      ptx::barrier_sync(turn, B::kPair);
+      if constexpr (T::kTakeTurns) ptx::barrier_sync(turn, B::kPair);
       score(kr.stage);
       s.v_full[vr.stage].wait(vr.parity);
       accumulate(before, vr.stage);
-      ptx::barrier_arrive(next_turn, B::kPair);
+      if constexpr (T::kTakeTurns) ptx::barrier_arrive(next_turn, B::kPair);
       mma::wgmma_wait<1>();
       mma::keep(scores);
       // Of a query tile's runs only the first and the last can hold keys that a row does not see.

@@ -13,8 +13,12 @@ static SCORES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/block_scores.fa
 static CHOOSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/choose_blocks.fatbin"));
 
 /// Side, in tiles, of what a thread block of `block_scores` computes.
-const SIDE: usize = 64;
+const SIDE: usize = 128;
+/// Key tiles of which `block_scores` keeps the largest score.
+const GROUP: usize = 16;
 const SCORE_THREADS: u32 = 256;
+/// Its shared memory.
+const SCORE_BYTES: u32 = 40_960;
 /// Threads of a block of `choose_blocks`.
 const CHOOSERS: u32 = 128;
 /// Scores held at a time: 256 MiB, of all heads up to 128K tokens, and of one head at a million.
@@ -76,13 +80,15 @@ impl BlockLayout {
         [&self.heads[..], &self.key_heads, &self.key_slots].concat()
     }
 
-    /// Floats of the pooled queries, the pooled keys and the scores.
-    pub(super) fn sizes(&self, dim: usize) -> [usize; 3] {
-        [
-            self.heads.len() * self.query_tiles * dim,
-            self.key_heads.len() * self.key_tiles * dim,
-            self.heads_at_once * self.tiles_at_once * self.pitch,
-        ]
+    /// Elements of the pooled queries and the pooled keys.
+    pub(super) fn pooled(&self, dim: usize) -> [usize; 2] {
+        [self.heads.len() * self.query_tiles * dim, self.key_heads.len() * self.key_tiles * dim]
+    }
+
+    /// Floats of the scores, and of the largest of each group of them.
+    pub(super) fn scores(&self) -> [usize; 2] {
+        let scores = self.heads_at_once * self.tiles_at_once * self.pitch;
+        [scores, scores / GROUP]
     }
 }
 
@@ -109,6 +115,7 @@ pub(super) struct BlockParams {
     pub pooled_q: u64,
     pub pooled_k: u64,
     pub scores: u64,
+    pub largest: u64,
     pub offsets: u64,
     pub pitch: i64,
     pub query_tiles: i32,
@@ -122,7 +129,7 @@ pub(super) struct BlockParams {
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for BlockParams {}
 
-const _: () = assert!(size_of::<PoolParams>() == 40 && size_of::<BlockParams>() == 96);
+const _: () = assert!(size_of::<PoolParams>() == 40 && size_of::<BlockParams>() == 104);
 
 /// The kernels of block-sparse heads.
 #[derive(Debug, Clone)]
@@ -139,7 +146,7 @@ impl BlockKernels {
         Ok(Self {
             pool_bf16: pool.function("pool_rows_bf16", 0)?,
             pool_f16: pool.function("pool_rows_f16", 0)?,
-            scores: device.load(SCORES)?.function("block_scores", 0)?,
+            scores: device.load(SCORES)?.function("block_scores", SCORE_BYTES)?,
             choose: device.load(CHOOSE)?.function("choose_blocks", 0)?,
         })
     }
@@ -173,6 +180,7 @@ impl BlockKernels {
                     pooled_q: work.pooled_q.address(),
                     pooled_k: work.pooled_k.address(),
                     scores: work.block_scores.address(),
+                    largest: work.largest_scores.address(),
                     offsets: work.offsets.address(),
                     pitch: blocks.pitch as i64,
                     query_tiles: blocks.query_tiles as i32,
@@ -184,7 +192,8 @@ impl BlockKernels {
                     tiles: tiles as i32,
                 };
                 let grid = [(blocks.pitch / SIDE) as u32, tiles.div_ceil(SIDE) as u32, slots];
-                let launch = self.scores.launch(stream).grid(grid).block(SCORE_THREADS).arg(params);
+                let launch =
+                    self.scores.launch(stream).grid(grid).block(SCORE_THREADS).shared_bytes(SCORE_BYTES).arg(params);
                 // SAFETY: the kernel's one parameter; the workspace has the room that the layout says.
                 unsafe { launch.run()? };
                 let launch = self.choose.launch(stream).grid([tiles as u32, slots, 1]).block(CHOOSERS).arg(params);

@@ -404,12 +404,12 @@ mod tests {
         assert_eq!((&short.key_heads[..], &short.key_slots[..]), (&[0, 1][..], &[0, 0, 0, 0, 1, 1, 1, 1][..]));
         let long = Layout::new(&CallShape { rows: 5 << 20, ..SHAPE }, &all, true).unwrap().blocks;
         assert!(
-            long.heads_at_once == 1 && long.tiles_at_once < long.query_tiles && long.tiles_at_once.is_multiple_of(64)
+            long.heads_at_once == 1 && long.tiles_at_once < long.query_tiles && long.tiles_at_once.is_multiple_of(128)
         );
-        assert!(long.sizes(128)[2] <= 64 << 20);
+        assert!(long.scores()[0] <= 64 << 20);
         // Where every query tile is dense there is nothing to choose.
         let tail = Layout::new(&CallShape { rows: 100, ..SHAPE }, &all, false).unwrap().blocks;
-        assert!(tail.heads.is_empty() && tail.sizes(128) == [0; 3]);
+        assert!(tail.heads.is_empty() && tail.pooled(128) == [0; 2] && tail.scores() == [0; 2]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The device memory of index building.
 
+use half::f16;
 use speedread_cuda::{Buffer, Plain, Stream};
 
 use super::blocks::blocks_of;
@@ -27,9 +28,10 @@ pub struct Workspace {
     pub(super) gains: Room<f32>,
     pub(super) best: Room<u64>,
     pub(super) block_lists: Room<i32>,
-    pub(super) pooled_q: Room<f32>,
-    pub(super) pooled_k: Room<f32>,
+    pub(super) pooled_q: Room<f16>,
+    pub(super) pooled_k: Room<f16>,
     pub(super) block_scores: Room<f32>,
+    pub(super) largest_scores: Room<f32>,
     pub(super) offsets: Room<i32>,
     pub(super) positions: Room<i32>,
     pub(super) masks: Room<ColumnMask>,
@@ -79,8 +81,10 @@ struct Sizes {
     masses: usize,
     gains: usize,
     best: usize,
-    /// Pooled queries and keys, and scores, of block-sparse heads.
-    blocks: [usize; 3],
+    /// Queries and keys of block-sparse heads.
+    pooled: [usize; 2],
+    /// Their scores, and the largest of groups.
+    scores: [usize; 2],
     positions: usize,
     gathered: usize,
 }
@@ -95,7 +99,8 @@ impl Sizes {
             masses: slots * layout.pitch,
             gains: with_gains * layout.pitch,
             best: with_gains * layout.runs,
-            blocks: layout.blocks.sizes(dim),
+            pooled: layout.blocks.pooled(dim),
+            scores: layout.blocks.scores(),
             positions,
             gathered: positions * dim * 2 / size_of::<u64>(),
         }
@@ -120,6 +125,7 @@ impl Workspace {
             pooled_q: Room(None),
             pooled_k: Room(None),
             block_scores: Room(None),
+            largest_scores: Room(None),
             offsets: Room(None),
             positions: Room(None),
             masks: Room(None),
@@ -142,7 +148,8 @@ impl Workspace {
             + size_of_val(&layout.score_tasks[..])
             + size_of_val(&layout.tile_heads[..])
             + layout.heads.len() * size_of::<HeadState>()
-            + (sizes.partials + 2 * sizes.masses + sizes.gains + sizes.blocks.iter().sum::<usize>()) * size_of::<f32>()
+            + (sizes.partials + 2 * sizes.masses + sizes.gains + sizes.scores.iter().sum::<usize>()) * size_of::<f32>()
+            + sizes.pooled.iter().sum::<usize>() * size_of::<f16>()
             + size_of_val(&layout.blocks.lists()[..])
             + sizes.best * size_of::<u64>()
             + (layout.offsets + sizes.positions) * size_of::<i32>()
@@ -167,10 +174,10 @@ impl Workspace {
         self.gains.reserve(stream, sizes.gains)?;
         self.best.reserve(stream, sizes.best)?;
         self.block_lists.fill(stream, &layout.blocks.lists())?;
-        let [pooled_q, pooled_k, scores] = sizes.blocks;
-        self.pooled_q.reserve(stream, pooled_q)?;
-        self.pooled_k.reserve(stream, pooled_k)?;
-        self.block_scores.reserve(stream, scores)?;
+        self.pooled_q.reserve(stream, sizes.pooled[0])?;
+        self.pooled_k.reserve(stream, sizes.pooled[1])?;
+        self.block_scores.reserve(stream, sizes.scores[0])?;
+        self.largest_scores.reserve(stream, sizes.scores[1])?;
         self.offsets.reserve(stream, layout.offsets)?;
         self.positions.reserve(stream, sizes.positions)?;
         self.masks.reserve(stream, layout.masks)?;
