@@ -107,8 +107,8 @@ pub struct Blas {
     state: Mutex<State>,
 }
 
-// SAFETY: the handle may be used from any thread, by several at a time; a call makes its context current first. Descriptors are only read
-// after they were made.
+// SAFETY: the handle may be used from any thread, by several at a time; a call makes its context current first. Descriptors are used
+// under the lock.
 unsafe impl Send for Blas {}
 // SAFETY: as above.
 unsafe impl Sync for Blas {}
