@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Times to the first token and of generated tokens on a GPU, as `make report` reads them.
+"""Times to the first token, of generated tokens and of linear layers on a GPU, as `make report` reads them.
 
     cargo build --release
     python benchmarks/record_gpu.py --name h200
 
-Runs `speedread bench prefill` and `speedread bench decode` on random weights in the shapes of real models and writes what they print, with what
-made it (commit, driver, clocks), to results/prefill_NAME.json and results/decode_NAME.json. The runs are for a GPU of 140 GB; two minutes on an
-H200. Attention alone, beside other libraries, is benches/peers/compare.py.
+Runs `speedread bench prefill`, `decode` and `linear` on random weights in the shapes of real models and writes what they print, with what made
+it (commit, driver, clocks), to results/prefill_NAME.json, decode_NAME.json and linear_NAME.json. The runs are for a GPU of 140 GB; the first two
+files take two minutes on an H200. Attention alone, beside other libraries, is benches/peers/compare.py.
 """
 import argparse
 import json
@@ -31,6 +31,7 @@ RUNS = {
         f"--synthetic llama-3-8b --lengths 128K {TILES} --tokens 32 --kv fp8",
         "--synthetic llama-3.2-1b --lengths 1K,8K --tokens 64",
     ],
+    "linear": ["--synthetic llama-3-8b --lengths 32K,128K"],
 }
 
 
@@ -47,7 +48,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speedread", default="target/release/speedread", help="the program")
     parser.add_argument("--name", required=True, help="name of the GPU in file names")
-    parser.add_argument("--only", choices=list(RUNS), help="one of the two files")
+    parser.add_argument("--only", choices=list(RUNS), help="one of the files")
     args = parser.parse_args()
     for what, all_options in RUNS.items():
         if args.only in (None, what):

@@ -219,6 +219,34 @@ def decode_gpu():
     return table(heads, rows) + f"\n\nA copy on the device moved {bandwidths} TB/s in these runs. " + recorded_runs(runs)
 
 
+LINEAR = """## Linear layers
+
+The products of a decoder layer as a prefill asks for them, by the kernel that cublasLt deems fastest, which speedread uses, and by the fastest of all
+that it offers for the product: medians of rounds in which these run in turns. "Of best" is the share of the speed of the fastest kernel that keeps its
+sums in f32, as ours do; "of any" counts those too that round parts of a sum to the output's type."""
+
+
+def linear_gpu():
+    """With its heading: there is no such section before it was recorded."""
+    try:
+        runs = load("linear_h200.json")["runs"]
+    except FileNotFoundError:
+        return None
+    rows = []
+    for run in runs:
+        rate = lambda row: [f"{row['tflops']:.0f}", f"{row['best_tflops']:.0f}", f"**{percent(row['ratio'])}**", percent(row["ratio_to_any_sums"])]
+        for layer in run["layers"]:
+            place = [shape_of(run), f"{layer['tokens']:,}"]
+            for row in run["rows"]:
+                if row["tokens"] == layer["tokens"]:
+                    sizes = [f"{row[name]:,}" for name in ("rows", "inputs", "outputs", "times")]
+                    kernels = sum(row["kernels"]) - row["refused"]
+                    rows.append([*place, ", ".join(row["matrices"]), *sizes, f"{row['milliseconds']:.3f}", f"{row['best']['milliseconds']:.3f}", *rate(row), kernels])
+            rows.append([*place, "**layer**", "", "", "", "", f"{layer['milliseconds']:.3f}", f"{layer['best_milliseconds']:.3f}", *rate(layer), ""])
+    heads = ["shape", "tokens", "product", "rows", "inputs", "outputs", "times", "ms", "best, ms", "TFLOPS", "best, TFLOPS", "of best", "of any", "kernels timed"]
+    return "\n\n".join([LINEAR, table(heads, rows), recorded_runs(runs)])
+
+
 def attention_gpu():
     result = load("attention_h200.json")
     ours, peer = "speedread", "FlashAttention-3"
@@ -290,7 +318,7 @@ def suites_gpu():
 
 PAGES = {
     "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
-                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("attention_gpu", attention_gpu), ("calibrate_gpu", calibrate_gpu), ("logits_gpu", logits_gpu),
+                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("linear_gpu", linear_gpu), ("attention_gpu", attention_gpu), ("calibrate_gpu", calibrate_gpu), ("logits_gpu", logits_gpu),
                       ("suites_gpu", suites_gpu)],
     "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("grids", grids)],
 }
@@ -311,8 +339,9 @@ def fill(page_name, page, sections):
             text = section()
         except FileNotFoundError as missing:
             text = f"Not recorded yet (`benchmarks/results/{pathlib.Path(missing.filename).name}`)."
-        text = text or "Not recorded yet."
-        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.S)
+        # None is a section that is not there yet, its heading neither.
+        text = "" if text is None else f"{text or 'Not recorded yet.'}\n"
+        page = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}{end}", page, flags=re.S)
     return page
 
 

@@ -1,5 +1,6 @@
 // A stand-in for cublasLt: the one form of product that the engine asks for. Row-major out[m][n] = x[m][k] weight[n][k] + bias[n] (+ out), sums
-// in f32; anything else is refused.
+// in f32; anything else is refused. It offers three kernels: a plain one, and two that add the sums of both halves of k up, in scratch memory in
+// f32 or in the output's type.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,8 @@ namespace {
 enum Status { kSuccess = 0, kInvalidValue = 7 };
 enum Type { kFloat = 0, kBfloat16 = 14 };
 constexpr int kSumsInFloat = 68, kTransposed = 1, kWithBias = 4;
+// Ways of adding parts up, as a preference's mask has them.
+enum Parts { kNone = 0, kInComputeType = 2, kInOutputType = 4 };
 
 struct Layout {
   int type;
@@ -22,6 +25,10 @@ struct Layout {
 struct Product {
   int transpose = 0, epilogue = 1;
   const void* bias = nullptr;
+};
+struct Preference {
+  size_t workspace = 0;
+  uint32_t parts = 7;
 };
 
 float wide(uint16_t x) {
@@ -71,29 +78,40 @@ API cublasLtMatmulDescSetAttribute(Product* product, int attribute, const void* 
   else return refuse("an attribute of a product that it does not know");
   return kSuccess;
 }
-API cublasLtMatmulPreferenceCreate(void** preference) { return *preference = std::malloc(1), kSuccess; }
-API cublasLtMatmulPreferenceDestroy(void* preference) { return std::free(preference), kSuccess; }
-API cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t bytes) {
-  const bool known = (attribute == 1 && bytes == 8) || ((attribute == 3 || (attribute >= 5 && attribute <= 8)) && bytes == 4);
-  return known ? kSuccess : refuse("a preference that it does not know");
+API cublasLtMatmulPreferenceCreate(Preference** preference) { return *preference = new Preference, kSuccess; }
+API cublasLtMatmulPreferenceDestroy(Preference* preference) { return delete preference, kSuccess; }
+API cublasLtMatmulPreferenceSetAttribute(Preference* preference, int attribute, const void* value, size_t bytes) {
+  if (attribute == 1 && bytes == 8) return std::memcpy(&preference->workspace, value, 8), kSuccess;
+  if (attribute == 3 && bytes == 4) return std::memcpy(&preference->parts, value, 4), kSuccess;
+  return attribute >= 5 && attribute <= 8 && bytes == 4 ? kSuccess : refuse("a preference that it does not know");
 }
+struct Algorithm {
+  uint64_t parts, workspace, reserved[6];
+};
 struct Heuristic {
-  uint64_t algorithm[8];
+  Algorithm algorithm;
   size_t workspace;
   int state;
   float waves;
   int reserved[4];
 };
-API cublasLtMatmulAlgoGetHeuristic(void*, Product*, Layout*, Layout*, Layout*, Layout*, void*, int, Heuristic* result, int* count) {
-  std::memset(result, 0, sizeof *result);
-  return *count = 1, kSuccess;
+API cublasLtMatmulAlgoGetHeuristic(void*, Product*, Layout*, Layout*, Layout*, Layout* of_out, Preference* preference, int asked, Heuristic* results,
+                                   int* count) {
+  const size_t outputs = of_out->rows * of_out->columns;
+  const Algorithm all[] = {{kNone, 0}, {kInComputeType, 4 * outputs}, {kInOutputType, 2 * outputs}};
+  *count = 0;
+  for (const Algorithm& one : all)
+    if (*count < asked && (one.parts & ~uint64_t{preference->parts}) == 0 && one.workspace <= preference->workspace)
+      results[(*count)++] = Heuristic{one, one.workspace};
+  return kSuccess;
 }
 // In cublasLt's column-major words: D = alpha A^T B + beta C, with A the weights, B the input, and C and D the output.
 API cublasLtMatmul(void*, Product* product, const float* alpha, const void* a, Layout* of_a, const void* b, Layout* of_b, const float* beta,
-                   const void* c, Layout*, void* out, Layout* of_out, const void*, void*, size_t, void*) {
+                   const void* c, Layout*, void* out, Layout* of_out, const Algorithm* algorithm, void* workspace, size_t workspace_bytes, void*) {
   if (product->transpose != kTransposed || of_a->type != kBfloat16 || of_b->type != kBfloat16 || of_a->rows != of_b->rows ||
       of_out->rows != of_a->columns || of_out->columns != of_b->columns || c != out)
     return refuse("a product of another form");
+  if (algorithm->workspace > workspace_bytes || (algorithm->workspace && !workspace)) return refuse("too little scratch memory");
   const auto* weight = static_cast<const uint16_t*>(a);
   const auto* input = static_cast<const uint16_t*>(b);
   const size_t k = of_a->rows, n = of_a->columns, m = of_b->columns;
@@ -102,7 +120,11 @@ API cublasLtMatmul(void*, Product* product, const float* alpha, const void* a, L
   for (size_t column = 0; column < n; column++) {
     for (size_t i = 0; i < k; i++) w[i] = wide(weight[column * of_a->leading + i]);
     for (size_t row = 0; row < m; row++) {
-      float sum = *alpha * dot(w.data(), &x[row * k], k);
+      const size_t half = algorithm->parts == kNone ? k : k / 2;
+      float parts[] = {dot(w.data(), &x[row * k], half), dot(w.data() + half, &x[row * k + half], k - half)};
+      if (algorithm->parts == kInOutputType && of_out->type == kBfloat16)
+        for (float& part : parts) part = wide(narrow(part));
+      float sum = *alpha * (parts[0] + parts[1]);
       const size_t at = row * of_out->leading + column;
       const bool biased = product->epilogue == kWithBias;
       if (of_out->type == kFloat) {

@@ -46,6 +46,8 @@ fn wrong_usage_exits_with_2() {
         (&["bench", "prefill", "--lengths", "0"], "--lengths"),
         (&["bench", "prefill", "--synthetic", "llama-9"], "llama-3-8b"),
         (&["bench", "attention", "--heads", "7/2/64"], "must divide"),
+        (&["bench", "linear", "--synthetic", "llama-9"], "llama-3-8b"),
+        (&["bench", "linear", "--repeat", "0"], "--repeat"),
         (&["models", "fetch"], "ALIAS"),
     ] {
         refused(&cache, args, 2, text);
@@ -56,6 +58,17 @@ fn wrong_usage_exits_with_2() {
 fn a_device_that_is_not_there_is_an_error() {
     let cache = tempdir().unwrap();
     refused(&cache, &["bench", "attention", "--device", "cuda:99"], 1, "no CUDA device");
+    refused(&cache, &["bench", "linear", "--device", "cuda:99"], 1, "no CUDA device");
+}
+
+#[test]
+fn linear_layers_are_timed_where_cublaslt_is() {
+    let cache = tempdir().unwrap();
+    let bench = |options: &[&'static str]| [&["bench", "linear"], options].concat();
+    refused(&cache, &bench(&["--device", "cpu"]), 1, "only CUDA devices have; use --device cuda");
+    // Lengths are looked at before a device is.
+    refused(&cache, &bench(&["--lengths", "32K,1"]), 1, "--lengths 2 or more");
+    refused(&cache, &bench(&["--synthetic", "qwen2.5-0.5b", "--lengths", "128K"]), 1, "context of 32768");
 }
 
 #[test]

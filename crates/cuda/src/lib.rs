@@ -23,7 +23,7 @@ mod pinned;
 mod stream;
 mod tensor_map;
 
-pub use blas::{Blas, LinearShape, OutputElement};
+pub use blas::{Blas, Candidate, Candidates, Linear, LinearShape, OutputElement};
 pub use buffer::{Buffer, Plain, View, ViewMut};
 pub use device::Device;
 pub use error::Error;

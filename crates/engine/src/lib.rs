@@ -11,6 +11,7 @@ pub mod hub;
 mod known_patterns;
 pub mod kv_cache;
 mod layer_attention;
+pub mod layer_products;
 pub mod memory;
 pub mod model;
 pub mod quant;

@@ -20,7 +20,8 @@ pub const EXAMPLES: &str = "Examples:
   speedread bench prefill --synthetic qwen2.5-7b-1m --lengths 128K,1M --device cuda
   speedread bench decode --synthetic llama-3-8b --lengths 1024,131072
   speedread bench calibrate --synthetic llama-3-8b --length 32K --device cuda
-  speedread bench attention --heads 32/8/128 --lengths 8K,128K --attention dense --attention vertical-slash-tiles:8,48";
+  speedread bench attention --heads 32/8/128 --lengths 8K,128K --attention dense --attention vertical-slash-tiles:8,48
+  speedread bench linear --synthetic llama-3-8b --lengths 32K,128K --device cuda";
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -38,6 +39,8 @@ pub enum BenchCommand {
     Calibrate(Box<CalibrateBenchArgs>),
     /// Attention alone, index building included, over random numbers
     Attention(AttentionBenchArgs),
+    /// Linear layers alone on a CUDA device: the kernels that cublasLt chooses against the fastest that it has
+    Linear(LinearBenchArgs),
 }
 
 /// The model of a benchmark, and what it reads.
@@ -134,6 +137,25 @@ pub struct AttentionBenchArgs {
     pub device: DeviceChoice,
     /// Runs of each, after one that only warms up; the median counts
     #[arg(long, value_name = "N", default_value = "3")]
+    pub repeat: NonZeroUsize,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LinearBenchArgs {
+    /// Shape of the model whose layers are timed, with random weights
+    #[arg(long, value_name = "SHAPE", default_value = "llama-3-8b", value_parser = PossibleValuesParser::new(synthetic::names()))]
+    pub synthetic: String,
+    /// Prompt lengths in tokens
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens, default_value = "32K,128K")]
+    pub lengths: Vec<NonZeroUsize>,
+    /// Where to run: cuda, cuda:NUMBER, or auto (the first CUDA device)
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Rounds in which the kernel that is used and the fastest others run in turns, after all ran once; medians count
+    #[arg(long, value_name = "N", default_value = "9")]
     pub repeat: NonZeroUsize,
     /// Print one JSON object instead of a table
     #[arg(long)]

@@ -1,11 +1,16 @@
-//! `speedread bench`: a whole model's prompts or generated tokens, a search of its patterns, or attention alone.
+//! `speedread bench`: a whole model's prompts or generated tokens, a search of its patterns, attention or linear layers alone.
 
 mod attention;
 mod calibrate;
 mod decode;
+mod linear;
+mod numbers;
 mod prefill;
 
-use anyhow::{Context, bail};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use speedread_engine::device::Needs;
 use speedread_engine::model::Model;
@@ -22,7 +27,17 @@ pub fn run(args: BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         BenchCommand::Decode(args) => decode::run(&args, interrupt),
         BenchCommand::Calibrate(args) => calibrate::run(&args, interrupt),
         BenchCommand::Attention(args) => attention::run(&args, interrupt),
+        BenchCommand::Linear(args) => linear::run(&args, interrupt),
     }
+}
+
+/// Runs of a kernel before those that count take as long as this: clocks rise, and fall again where power is limited. One run is enough if
+/// it takes longer.
+const WARM_UP: Duration = Duration::from_millis(300);
+
+fn ensure_going(cancel: &AtomicBool) -> anyhow::Result<()> {
+    ensure!(!cancel.load(Ordering::Relaxed), speedread_engine::Error::Cancelled);
+    Ok(())
 }
 
 /// A model and the prompts that it is timed with: the first tokens of the longest.

@@ -1,11 +1,10 @@
 //! `speedread bench attention`: attention alone, index building included, over random numbers.
 
-mod numbers;
 mod on_cpu;
 mod on_cuda;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use anyhow::{bail, ensure};
 use serde::Serialize;
@@ -16,6 +15,7 @@ use speedread_engine::device::DeviceChoice;
 
 use self::on_cpu::OnCpu;
 use self::on_cuda::OnCuda;
+use super::{WARM_UP, ensure_going};
 use crate::args::bench::{AttentionBenchArgs, Heads};
 use crate::context::Interrupt;
 use crate::{output, provenance};
@@ -61,9 +61,6 @@ trait Bench {
     /// Attention with a pattern in every head, without a fallback to dense.
     fn run(&mut self, pattern: Pattern, cancel: &AtomicBool) -> anyhow::Result<Timed>;
 }
-
-/// Runs before those that count take as long as this: clocks rise, and fall again where power is limited. One run is enough if it takes longer.
-const WARM_UP: Duration = Duration::from_millis(300);
 
 /// What is computed on; nothing of it depends on a model.
 const DATA: &str =
@@ -208,11 +205,6 @@ fn measure(
         tflops: 4.0 * products / attention / 1e12,
         speed_up: None,
     })
-}
-
-fn ensure_going(cancel: &AtomicBool) -> anyhow::Result<()> {
-    ensure!(!cancel.load(Ordering::Relaxed), speedread_engine::Error::Cancelled);
-    Ok(())
 }
 
 fn print_row(row: &Row) {

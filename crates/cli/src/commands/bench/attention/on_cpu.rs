@@ -6,7 +6,7 @@ use half::f16;
 use speedread_attention::cpu::Isa;
 use speedread_attention::{Options, Pattern, Rows, RowsMut};
 
-use super::numbers::{host_has, product, random};
+use super::super::numbers::{host_has, product, random};
 use super::{Bench, Timed};
 use crate::args::bench::Heads;
 use crate::output;

@@ -8,7 +8,7 @@ use speedread_attention::cuda::{self, CallShape, DeviceOptions, DeviceRows, Devi
 use speedread_attention::{Error, Pattern};
 use speedread_cuda::{Buffer, Device, Stream};
 
-use super::numbers::{host_has, product, random};
+use super::super::numbers::{host_has, product, random};
 use super::{Bench, Timed};
 use crate::args::bench::Heads;
 
