@@ -10,12 +10,18 @@
 // Key tiles of which the largest score is kept beside the scores: a row's groups say where its largest scores can be.
 constexpr int kGroup = 16;
 
+// Scores are kept in f16, as numbers in the same order.
+using Score = uint16_t;
+// Of a pair in one word. Zero only of what is no number.
+__device__ __forceinline__ uint32_t order_of_pair(uint32_t x) { return x ^ ((x >> 15 & 0x00010001u) * 0xffffu | 0x80008000u); }
+
 struct PoolParams {
   const uint32_t* data;  // [rows][heads][dim], two elements a word
   const int32_t* heads;  // head of a slot
   __half* means;         // [slots][tiles][dim]
   int64_t row_stride;    // in words
   int64_t head_stride;
+  float scale;           // of the means
 };
 
 struct BlockParams {
@@ -24,8 +30,8 @@ struct BlockParams {
   const int32_t* key_slots;   // pooled key head of a slot
   const __half* pooled_q;     // [slots][query_tiles][dim]
   const __half* pooled_k;     // [key slots][key_tiles][dim]
-  float* scores;              // [slots of this batch][tiles][pitch]
-  float* largest;             // [slots of this batch][tiles][pitch / kGroup], of each group
+  Score* scores;              // [slots of this batch][tiles][pitch]
+  Score* largest;             // [slots of this batch][tiles][pitch / kGroup], of each group
   int32_t* offsets;
   int64_t pitch;
   int32_t query_tiles;        // pooled ones
@@ -36,4 +42,4 @@ struct BlockParams {
   int32_t first_tile;         // query tile
   int32_t tiles;              // query tiles
 };
-static_assert(sizeof(PoolParams) == 40 && sizeof(BlockParams) == 104, "the host's sizes");
+static_assert(sizeof(PoolParams) == 48 && sizeof(BlockParams) == 104, "the host's sizes");

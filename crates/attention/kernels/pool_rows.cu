@@ -18,7 +18,7 @@ __device__ __forceinline__ void pool(const PoolParams& p) {
     sum.y += x.y;
   }
   // Of bf16 a mean may be too large for f16, which tells means of like size apart better: it then counts as the largest there is.
-  auto mean = [](float sum) { return fminf(fmaxf(sum / kTileKeys, -65504.f), 65504.f); };
+  auto mean = [&](float sum) { return fminf(fmaxf(sum * (p.scale / kTileKeys), -65504.f), 65504.f); };
   reinterpret_cast<uint32_t*>(p.means)[(slot * gridDim.x + tile) * blockDim.x + threadIdx.x] = mma::pack<__half>(mean(sum.x), mean(sum.y));
 }
 

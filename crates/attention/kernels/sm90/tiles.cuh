@@ -11,7 +11,6 @@ struct Tiles {
   static constexpr int kQueries = 64 * kConsumers;
   static constexpr int kKeys = kTileKeys;                   // 128 keys: 64 score registers a thread, and 128 FLOP per byte of K and V
   static constexpr int kPanels = (Dim + 63) / 64;           // panels of 64 elements (128 bytes, the swizzle's width); the last may be half used
-  static constexpr bool kTakeTurns = Dim > 64;              // at dim 64 waiting for a turn costs more than order brings: 3 %
   static constexpr int kStages = Dim == 64 ? 4 : 2;         // 2 fill 225 KB at dim 128; at dim 64 there is room for 4
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kProducerRegisters = 40;             // 24 spill

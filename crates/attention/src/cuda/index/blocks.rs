@@ -1,5 +1,6 @@
 //! Block-sparse heads: means of tiles of queries and keys, their scores, and the choice of key tiles. Mirrors `kernels/blocks.cuh`.
 
+use half::f16;
 use speedread_cuda::{Device, Function, KernelArg, Stream};
 
 use super::layout::{CallShape, Layout};
@@ -18,11 +19,13 @@ const SIDE: usize = 128;
 const GROUP: usize = 16;
 const SCORE_THREADS: u32 = 256;
 /// Its shared memory.
-const SCORE_BYTES: u32 = 40_960;
-/// Threads of a block of `choose_blocks`.
-const CHOOSERS: u32 = 128;
-/// Scores held at a time: 256 MiB, of all heads up to 128K tokens, and of one head at a million.
-const SCORES_AT_ONCE: usize = 64 << 20;
+const SCORE_BYTES: u32 = 104_448;
+/// Key tiles of a thread block of it.
+const SCORE_KEYS: usize = 8 * SIDE;
+/// Warps of a block of `choose_blocks`: query tiles.
+const CHOOSERS: usize = 4;
+/// Scores held at a time: 256 MiB, of all heads up to 180K tokens, and of two at a million.
+const SCORES_AT_ONCE: usize = 128 << 20;
 
 /// How many key tiles a budget comes to in a query tile (of all its rows) whose first stands at `first`.
 pub(super) fn blocks_of(budget: usize, first: usize) -> usize {
@@ -42,7 +45,7 @@ pub(super) struct BlockLayout {
     pub query_tiles: usize,
     /// Key tiles left of the last query tile's own.
     pub key_tiles: usize,
-    /// Floats from a query tile's scores to the next one's.
+    /// Scores from a query tile's to the next one's.
     pub pitch: usize,
     /// Query tiles, and heads, whose scores are held at a time.
     pub tiles_at_once: usize,
@@ -85,7 +88,7 @@ impl BlockLayout {
         [self.heads.len() * self.query_tiles * dim, self.key_heads.len() * self.key_tiles * dim]
     }
 
-    /// Floats of the scores, and of the largest of each group of them.
+    /// Scores, and of the largest of each group of them.
     pub(super) fn scores(&self) -> [usize; 2] {
         let scores = self.heads_at_once * self.tiles_at_once * self.pitch;
         [scores, scores / GROUP]
@@ -101,6 +104,8 @@ pub(super) struct PoolParams {
     pub means: u64,
     pub row_stride: i64,
     pub head_stride: i64,
+    pub scale: f32,
+    pub reserved: u32,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for PoolParams {}
@@ -129,7 +134,7 @@ pub(super) struct BlockParams {
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for BlockParams {}
 
-const _: () = assert!(size_of::<PoolParams>() == 40 && size_of::<BlockParams>() == 104);
+const _: () = assert!(size_of::<PoolParams>() == 48 && size_of::<BlockParams>() == 104);
 
 /// The kernels of block-sparse heads.
 #[derive(Debug, Clone)]
@@ -138,6 +143,8 @@ pub(super) struct BlockKernels {
     pool_f16: Function,
     scores: Function,
     choose: Function,
+    /// Where means are computed ahead of the scores.
+    side: Stream,
 }
 
 impl BlockKernels {
@@ -148,16 +155,19 @@ impl BlockKernels {
             pool_f16: pool.function("pool_rows_f16", 0)?,
             scores: device.load(SCORES)?.function("block_scores", SCORE_BYTES)?,
             choose: device.load(CHOOSE)?.function("choose_blocks", 0)?,
+            side: device.stream()?,
         })
     }
 
     /// Queues the choice of key tiles for the block-sparse heads of `layout`, which `work` has room for.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn build<T: AttentionElement>(
         &self,
         stream: &Stream,
         q: DeviceRows<'_, T>,
         k: DeviceRows<'_, T>,
         shape: &CallShape,
+        scale: f32,
         layout: &Layout,
         work: &Workspace,
     ) -> Result<(), Error> {
@@ -167,12 +177,23 @@ impl BlockKernels {
         }
         let list = |at: usize| work.block_lists.address() + (at * size_of::<i32>()) as u64;
         let (heads, key_heads) = (blocks.heads.len(), blocks.key_heads.len());
-        self.pool(stream, q, list(0), heads, blocks.query_tiles, work.pooled_q.address())?;
-        self.pool(stream, k, list(heads), key_heads, blocks.key_tiles, work.pooled_k.address())?;
+        // Of several batches, the queries of the next are read while this one's scores are computed.
+        let ahead = blocks.heads_at_once < heads;
+        let side = if ahead { &self.side } else { stream };
+        if ahead {
+            side.wait(&stream.record()?)?;
+        }
+        self.pool(side, k, list(heads), key_heads, blocks.key_tiles, 1.0, work.pooled_k.address())?;
         for first_slot in (0..heads).step_by(blocks.heads_at_once) {
+            let slots = blocks.heads_at_once.min(heads - first_slot);
+            let means = first_slot * blocks.query_tiles * shape.dim * size_of::<f16>();
+            let means = work.pooled_q.address() + means as u64;
+            self.pool(side, q, list(first_slot), slots, blocks.query_tiles, scale, means)?;
+            if ahead {
+                stream.wait(&side.record()?)?;
+            }
             for first_tile in (0..blocks.query_tiles).step_by(blocks.tiles_at_once) {
                 let tiles = blocks.tiles_at_once.min(blocks.query_tiles - first_tile);
-                let slots = blocks.heads_at_once.min(heads - first_slot) as u32;
                 let params = BlockParams {
                     heads: work.heads.address(),
                     slot_heads: list(0),
@@ -191,12 +212,17 @@ impl BlockKernels {
                     first_tile: first_tile as i32,
                     tiles: tiles as i32,
                 };
-                let grid = [(blocks.pitch / SIDE) as u32, tiles.div_ceil(SIDE) as u32, slots];
+                let grid = [blocks.pitch.div_ceil(SCORE_KEYS) as u32, tiles.div_ceil(SIDE) as u32, slots as u32];
                 let launch =
                     self.scores.launch(stream).grid(grid).block(SCORE_THREADS).shared_bytes(SCORE_BYTES).arg(params);
                 // SAFETY: the kernel's one parameter; the workspace has the room that the layout says.
                 unsafe { launch.run()? };
-                let launch = self.choose.launch(stream).grid([tiles as u32, slots, 1]).block(CHOOSERS).arg(params);
+                let launch = self
+                    .choose
+                    .launch(stream)
+                    .grid([tiles.div_ceil(CHOOSERS) as u32, slots as u32, 1])
+                    .block(32 * CHOOSERS as u32)
+                    .arg(params);
                 // SAFETY: as above.
                 unsafe { launch.run()? };
             }
@@ -204,7 +230,8 @@ impl BlockKernels {
         Ok(())
     }
 
-    /// Queues the means of `tiles` tiles of rows of the heads in the list at `heads`.
+    /// Queues the means, times `scale`, of `tiles` tiles of rows of the heads in the list at `heads`.
+    #[allow(clippy::too_many_arguments)]
     fn pool<T: AttentionElement>(
         &self,
         stream: &Stream,
@@ -212,6 +239,7 @@ impl BlockKernels {
         heads: u64,
         count: usize,
         tiles: usize,
+        scale: f32,
         means: u64,
     ) -> Result<(), Error> {
         if tiles == 0 {
@@ -224,6 +252,8 @@ impl BlockKernels {
             means,
             row_stride: (tensor.row_stride / 2) as i64,
             head_stride: (tensor.head_stride / 2) as i64,
+            scale,
+            reserved: 0,
         };
         let function = if T::NAME == "bf16" { &self.pool_bf16 } else { &self.pool_f16 };
         let launch =

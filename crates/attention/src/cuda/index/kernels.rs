@@ -95,7 +95,7 @@ impl IndexKernels {
         if !layout.score_tasks.is_empty() {
             self.scores.sum(stream, q, k, shape, scale, &layout, work)?;
         }
-        self.blocks.build(stream, q, k, shape, &layout, work)?;
+        self.blocks.build(stream, q, k, shape, scale, &layout, work)?;
         let params = IndexParams {
             heads: work.heads.address(),
             slot_heads: work.slots.address(),

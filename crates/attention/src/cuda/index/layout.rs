@@ -328,7 +328,8 @@ fn task(shape: &CallShape, pattern: Pattern) -> HeadTask {
         Pattern::BlockSparse { blocks } => {
             let dense_from = tail_from(LAST_QUERIES);
             let blocks = blocks.min(shape.dense_tiles_of(query_tiles - 1));
-            let room = (0..dense_from).map(|tile| blocks_of(blocks, shape.start + tile * TILE.queries)).max();
+            // The last of them has the most.
+            let room = dense_from.checked_sub(1).map(|tile| blocks_of(blocks, shape.start + tile * TILE.queries));
             (BLOCKS, 0, blocks, room.unwrap_or(0), dense_from)
         }
         Pattern::Dense => (DENSE, 0, 0, 0, query_tiles),

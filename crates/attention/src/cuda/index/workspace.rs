@@ -30,8 +30,8 @@ pub struct Workspace {
     pub(super) block_lists: Room<i32>,
     pub(super) pooled_q: Room<f16>,
     pub(super) pooled_k: Room<f16>,
-    pub(super) block_scores: Room<f32>,
-    pub(super) largest_scores: Room<f32>,
+    pub(super) block_scores: Room<u16>,
+    pub(super) largest_scores: Room<u16>,
     pub(super) offsets: Room<i32>,
     pub(super) positions: Room<i32>,
     pub(super) masks: Room<ColumnMask>,
@@ -148,8 +148,9 @@ impl Workspace {
             + size_of_val(&layout.score_tasks[..])
             + size_of_val(&layout.tile_heads[..])
             + layout.heads.len() * size_of::<HeadState>()
-            + (sizes.partials + 2 * sizes.masses + sizes.gains + sizes.scores.iter().sum::<usize>()) * size_of::<f32>()
+            + (sizes.partials + 2 * sizes.masses + sizes.gains) * size_of::<f32>()
             + sizes.pooled.iter().sum::<usize>() * size_of::<f16>()
+            + sizes.scores.iter().sum::<usize>() * size_of::<u16>()
             + size_of_val(&layout.blocks.lists()[..])
             + sizes.best * size_of::<u64>()
             + (layout.offsets + sizes.positions) * size_of::<i32>()
