@@ -14,7 +14,7 @@ use super::cache::{CachedRows, CudaCache, WideLayer};
 use super::clock::DeviceClock;
 use super::compare::Room;
 use super::context::CudaContext;
-use crate::backend::{Phase, Seen};
+use crate::backend::{Phase, Row, Seen};
 use crate::kv_cache::CacheShape;
 use crate::{Error, Result};
 
@@ -172,32 +172,36 @@ impl AttentionState {
         Ok(attention.compare(stream, queries, k, v, plans, Some(heads.scale), work, options.cancel)?)
     }
 
-    /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).
+    /// Replaces the first rows of `q` by attention of each over its cache up to its position, the last `window` keys (`None` = all).
     pub fn decode(
         &mut self,
         context: &CudaContext,
         q: &mut CudaBuffer,
-        cache: &CudaCache,
+        rows: &[Row<'_, CudaCache>],
         layer: usize,
-        len: usize,
         window: Option<usize>,
     ) -> Result<()> {
-        let heads = QueryHeads::new(q, cache, None);
-        let near = window.unwrap_or(len);
+        let Some(first) = rows.first() else { return Ok(()) };
+        let heads = QueryHeads::new(q, first.cache, None);
         let (stream, attention) = (&context.stream, &context.attention);
-        let (queries, out) = self.buffers.take(context, q, 1, heads)?;
-        let queries = DeviceRows::contiguous(queries, 1, heads.count, heads.padded)?;
-        let mut out = DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?;
-        let (scale, work) = (Some(heads.scale), &mut self.decode);
-        match cache.rows(layer, len)? {
-            CachedRows::Bf16([k, v]) => {
-                attention.decode(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
-            }
-            CachedRows::Coded([k, v]) => {
-                attention.decode_coded(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
+        let (queries, mut outs) = self.buffers.take(context, q, rows.len(), heads)?;
+        let (width, scale, work) = (heads.count * heads.padded, Some(heads.scale), &mut self.decode);
+        for (n, Row { at, cache, .. }) in rows.iter().enumerate() {
+            let (of_row, len) = (n * width..(n + 1) * width, at.start + 1);
+            let near = window.unwrap_or(len);
+            let query = DeviceRows::contiguous(queries.slice(of_row.clone())?, 1, heads.count, heads.padded)?;
+            let out = outs.reborrow().slice(of_row)?;
+            let mut out = DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?;
+            match cache.rows(layer, len)? {
+                CachedRows::Bf16([k, v]) => {
+                    attention.decode(stream, query, k.tail(near), v.tail(near), scale, work, &mut out)?;
+                }
+                CachedRows::Coded([k, v]) => {
+                    attention.decode_coded(stream, query, k.tail(near), v.tail(near), scale, work, &mut out)?;
+                }
             }
         }
-        self.buffers.replace(context, q, 1, heads)
+        self.buffers.replace(context, q, rows.len(), heads)
     }
 }
 

@@ -23,7 +23,9 @@ use speedread_attention::compare::{Deviation, Plan};
 use speedread_attention::{Heads, Options};
 use speedread_cuda::{Buffer, LinearShape};
 
-use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role, Seen};
+use super::{
+    Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Positions, Product, Role, Row, Seen,
+};
 use crate::kv_cache::{CacheShape, KvCache, KvType};
 use crate::weights::Matrix;
 use crate::{Error, Result};
@@ -143,28 +145,34 @@ impl Backend for CudaBackend {
         CudaCache::new(&self.context.stream, shape)
     }
 
-    fn rotary(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) -> Result<()> {
+    fn rotary(&mut self, runs: &[Positions<'_>]) -> Result<()> {
         let (context, rotary) = (&self.context, &mut self.rotary);
         let stream = &context.stream;
-        if rotary.host_frequencies != frequencies {
-            rotary.frequencies = stream.upload(frequencies)?;
-            rotary.host_frequencies = frequencies.to_vec();
-        }
-        let count = rows * frequencies.len();
+        let count = runs.iter().map(|run| run.rows * run.frequencies.len()).sum();
         rotary.cosines.grow(count)?;
         rotary.sines.grow(count)?;
-        let cosines = rotary.cosines.view_mut().slice(0..count)?;
-        let sines = rotary.sines.view_mut().slice(0..count)?;
-        Ok(context.kernels.rope.table(stream, rotary.frequencies.view(), start, scale, cosines, sines)?)
+        let mut first = 0;
+        for &Positions { frequencies, scale, start, rows } in runs {
+            if rotary.host_frequencies != frequencies {
+                rotary.frequencies = stream.upload(frequencies)?;
+                rotary.host_frequencies = frequencies.to_vec();
+            }
+            let of_run = first..first + rows * frequencies.len();
+            first = of_run.end;
+            let cosines = rotary.cosines.view_mut().slice(of_run.clone())?;
+            let sines = rotary.sines.view_mut().slice(of_run)?;
+            context.kernels.rope.table(stream, rotary.frequencies.view(), start as u64, scale, cosines, sines)?;
+        }
+        Ok(())
     }
 
-    fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer) -> Result<()> {
+    fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer, row: usize) -> Result<()> {
         let stream = &self.context.stream;
         self.ids.grow(ids.len())?;
         stream.write(ids, self.ids.view_mut().slice(0..ids.len())?)?;
         let ids = self.ids.view().slice(0..ids.len())?;
         let columns = out.columns;
-        let out = out.f32_mut(0..ids.len())?;
+        let out = out.f32_mut(row..row + ids.len())?;
         Ok(self.context.kernels.embed(stream, table.weight.view(), ids, out, columns)?)
     }
 
@@ -233,6 +241,7 @@ impl Backend for CudaBackend {
         k: &mut CudaBuffer,
         v: &CudaBuffer,
         rows: Range<usize>,
+        kv_row: usize,
         heads: HeadShape,
         cache: &mut CudaCache,
         layer: usize,
@@ -245,8 +254,8 @@ impl Backend for CudaBackend {
         let HeadShape { dim, layout } = heads;
         let rope = Rope {
             q: q.bf16_mut(rows)?,
-            k: k.bf16(0..count)?,
-            v: v.bf16(0..count)?,
+            k: k.bf16(kv_row..kv_row + count)?,
+            v: v.bf16(kv_row..kv_row + count)?,
             cosines: self.rotary.cosines.view().slice(of_rows.clone())?,
             sines: self.rotary.sines.view().slice(of_rows)?,
             cache: cache.places(layer, position, count)?,
@@ -280,13 +289,12 @@ impl Backend for CudaBackend {
     fn decode_attend(
         &mut self,
         q: &mut CudaBuffer,
-        cache: &CudaCache,
+        rows: &[Row<'_, CudaCache>],
         layer: usize,
-        len: usize,
         window: Option<usize>,
     ) -> Result<()> {
         self.clock.forget();
-        self.attention.decode(&self.context, q, cache, layer, len, window)
+        self.attention.decode(&self.context, q, rows, layer, window)
     }
 
     fn swiglu(&mut self, gate: &mut CudaBuffer, up: &CudaBuffer, rows: usize) -> Result<()> {
@@ -302,8 +310,8 @@ impl Backend for CudaBackend {
         self.logits.read(&self.context, weight, x, rows, out)
     }
 
-    fn likeliest(&mut self, weight: &CudaLinear, x: &CudaBuffer) -> Result<Option<u32>> {
-        self.logits.likeliest(&self.context, weight, x)
+    fn likeliest(&mut self, weight: &CudaLinear, x: &CudaBuffer, chosen: &mut [u32]) -> Result<bool> {
+        self.logits.likeliest(&self.context, weight, x, chosen)
     }
 
     fn read(&mut self, x: &CudaBuffer, rows: usize) -> Result<Vec<f32>> {
