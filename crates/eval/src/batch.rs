@@ -10,7 +10,7 @@ use crate::sample::Sample;
 use crate::setting::Setting;
 use crate::{Error, Result};
 
-/// Samples of a batch on CUDA devices where none are asked for: a step takes little longer for a few rows than for one.
+/// Samples of a batch on CUDA devices where none are asked for: a step reads the weights once for all its rows.
 pub(crate) const ON_CUDA: usize = 8;
 
 /// A sample that some settings have not answered yet.
