@@ -71,7 +71,7 @@ impl<'a> Continuation<'a> {
         self.ended
     }
 
-    /// Takes the next token; returns the text that is certain with it.
+    /// Takes the next token of a text that has not ended; returns what of it is certain by now.
     pub fn push(&mut self, id: u32) -> String {
         if self.eos.contains(&id) {
             self.ended = Some(FinishReason::Stop);

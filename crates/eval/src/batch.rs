@@ -47,7 +47,13 @@ pub(crate) fn size(model: &Model, work: &[Work<'_>], settings: &[Setting], asked
         DeviceKind::Cuda => ON_CUDA,
     });
     let Some(available) = model.available_memory()? else { return Ok(most) };
-    let plans = plans(model, work, settings)?;
+    // Patterns that are known for the model are looked up once, not for every sample.
+    let resolved = |setting: &Setting| Setting {
+        options: model.resolve(setting.options.clone(), model.device()),
+        ..setting.clone()
+    };
+    let settings: Vec<Setting> = settings.iter().map(resolved).collect();
+    let plans = plans(model, work, &settings)?;
     let largest = |size: usize| -> Option<MemoryPlan> {
         let of_setting = |(setting, plans): (&Setting, &Vec<Option<MemoryPlan>>)| {
             let of_batch = |plans: &[Option<MemoryPlan>]| {
