@@ -3,14 +3,14 @@
 use half::bf16;
 use speedread_attention::compare::{self, Deviation};
 use speedread_attention::cuda::{
-    CallShape, DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
+    CallShape, DecodeRow, DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
 };
 use speedread_attention::{FixedHead, HeadReport, Heads, Options, Pattern, Recall, SparseIndex, plan_fixed};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
 use super::CudaBackend;
 use super::buffers::CudaBuffer;
-use super::cache::{CachedRows, CudaCache, WideLayer};
+use super::cache::{CudaCache, WideLayer};
 use super::clock::DeviceClock;
 use super::compare::Room;
 use super::context::CudaContext;
@@ -185,22 +185,20 @@ impl AttentionState {
         let heads = QueryHeads::new(q, first.cache, None);
         let (stream, attention) = (&context.stream, &context.attention);
         let (queries, mut outs) = self.buffers.take(context, q, rows.len(), heads)?;
-        let (width, scale, work) = (heads.count * heads.padded, Some(heads.scale), &mut self.decode);
+        let mut of_step = Vec::with_capacity(rows.len());
         for (n, Row { at, cache, .. }) in rows.iter().enumerate() {
-            let (of_row, len) = (n * width..(n + 1) * width, at.start + 1);
-            let near = window.unwrap_or(len);
-            let query = DeviceRows::contiguous(queries.slice(of_row.clone())?, 1, heads.count, heads.padded)?;
-            let out = outs.reborrow().slice(of_row)?;
-            let mut out = DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?;
-            match cache.rows(layer, len)? {
-                CachedRows::Bf16([k, v]) => {
-                    attention.decode(stream, query, k.tail(near), v.tail(near), scale, work, &mut out)?;
-                }
-                CachedRows::Coded([k, v]) => {
-                    attention.decode_coded(stream, query, k.tail(near), v.tail(near), scale, work, &mut out)?;
-                }
-            }
+            let width = heads.count * heads.padded;
+            let q = queries.slice(n * width..(n + 1) * width)?;
+            let (out, rest) = outs.split_at(width)?;
+            outs = rest;
+            let len = at.start + 1;
+            of_step.push(DecodeRow {
+                q: DeviceRows::contiguous(q, 1, heads.count, heads.padded)?,
+                cached: cache.rows(layer, len)?.tail(window.unwrap_or(len)),
+                out: DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?,
+            });
         }
+        attention.decode_rows(stream, of_step, Some(heads.scale), &mut self.decode)?;
         self.buffers.replace(context, q, rows.len(), heads)
     }
 }
