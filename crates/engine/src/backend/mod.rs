@@ -171,6 +171,21 @@ pub trait Backend: Sized + Send {
         layer: usize,
         position: usize,
     ) -> Result<()>;
+    /// [`rope_append`](Self::rope_append) for the rows of a decode step: the first of `q`, `k` and `v`, each at its position of its own cache.
+    fn decode_append(
+        &mut self,
+        q: &mut Self::Buffer,
+        k: &mut Self::Buffer,
+        v: &Self::Buffer,
+        heads: HeadShape,
+        rows: &mut [Row<'_, Self::Cache>],
+        layer: usize,
+    ) -> Result<()> {
+        for (n, Row { at, cache, .. }) in rows.iter_mut().enumerate() {
+            self.rope_append(q, k, v, n..n + 1, n, heads, cache, layer, at.start)?;
+        }
+        Ok(())
+    }
     /// Replaces the first `rows` rows of `q` by causal attention over the first `len` positions of the cache; the last query stands at
     /// position `len - 1`. What the heads did, and the seconds it took, are part of the pass's report.
     #[allow(clippy::too_many_arguments)]

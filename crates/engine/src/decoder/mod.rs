@@ -167,7 +167,8 @@ impl<B: Backend> Decoder<B> {
             for block in blocks(rows, most) {
                 check(cancel)?;
                 self.project(backend, work, layer, block.clone())?;
-                self.append(backend, work, cache, n, block.clone(), 0, pass.start + block.start)?;
+                let position = pass.start + block.start;
+                backend.rope_append(&mut work.q, &mut work.k, &work.v, block, 0, self.heads(), cache, n, position)?;
                 backend.mark(Phase::Other)?;
             }
             if let Some(look) = pass.before_attention.as_mut() {
@@ -209,9 +210,7 @@ impl<B: Backend> Decoder<B> {
         }
         for (n, layer) in self.weights.layers.iter().enumerate() {
             self.project(backend, work, layer, 0..rows.len())?;
-            for (i, row) in rows.iter_mut().enumerate() {
-                self.append(backend, work, row.cache, n, i..i + 1, i, row.at.start)?;
-            }
+            backend.decode_append(&mut work.q, &mut work.k, &work.v, self.heads(), rows, n)?;
             backend.mark(Phase::Other)?;
             backend.decode_attend(&mut work.q, rows, n, self.config.window(n))?;
             self.feed(backend, work, layer, 0..rows.len())?;
@@ -266,20 +265,8 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// Rotates queries and as many keys, those from `kv_row` on; keys and values go to the cache of layer `n` at `position`.
-    #[allow(clippy::too_many_arguments)]
-    fn append(
-        &self,
-        backend: &mut B,
-        work: &mut Workspace<B>,
-        cache: &mut B::Cache,
-        n: usize,
-        rows: Range<usize>,
-        kv_row: usize,
-        position: usize,
-    ) -> Result<()> {
-        let heads = HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout };
-        backend.rope_append(&mut work.q, &mut work.k, &work.v, rows, kv_row, heads, cache, n, position)
+    fn heads(&self) -> HeadShape {
+        HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout }
     }
 
     /// Output projection, residual, norm, feed-forward and residual of a block of rows.

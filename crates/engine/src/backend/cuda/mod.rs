@@ -21,7 +21,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use speedread_attention::compare::{Deviation, Plan};
 use speedread_attention::{Heads, Options};
-use speedread_cuda::{Buffer, LinearShape};
+use speedread_cuda::{Buffer, LinearShape, View, ViewMut};
 
 use super::{
     Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Positions, Product, Role, Row, Seen,
@@ -59,6 +59,41 @@ struct Rotary {
     frequencies: Buffer<f64>,
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
+}
+
+impl Rotary {
+    /// Rows on their way into a cache at `position`; `of_table` are theirs here.
+    #[allow(clippy::too_many_arguments)]
+    fn rope<'a>(
+        &'a self,
+        of_table: Range<usize>,
+        q: ViewMut<'a, bf16>,
+        [k, v]: [View<'a, bf16>; 2],
+        heads: HeadShape,
+        cache: &'a mut CudaCache,
+        layer: usize,
+        position: usize,
+    ) -> Result<Rope<'a>> {
+        let (rows, pairs) = (of_table.len(), self.host_frequencies.len());
+        let of_table = of_table.start * pairs..of_table.end * pairs;
+        let (kv_heads, row_stride, head_stride) = (cache.shape().heads, cache.padded_dim(), cache.head_stride());
+        let HeadShape { dim, layout } = heads;
+        Ok(Rope {
+            q,
+            k,
+            v,
+            cosines: self.cosines.view().slice(of_table.clone())?,
+            sines: self.sines.view().slice(of_table)?,
+            cache: cache.places(layer, position, rows)?,
+            rows,
+            kv_heads,
+            dim,
+            pairs,
+            head_stride,
+            row_stride,
+            layout,
+        })
+    }
 }
 
 impl CudaBackend {
@@ -247,27 +282,30 @@ impl Backend for CudaBackend {
         layer: usize,
         position: usize,
     ) -> Result<()> {
-        let count = rows.len();
-        let pairs = self.rotary.host_frequencies.len();
-        let of_rows = rows.start * pairs..rows.end * pairs;
-        let (kv_heads, row_stride, head_stride) = (cache.shape().heads, cache.padded_dim(), cache.head_stride());
-        let HeadShape { dim, layout } = heads;
-        let rope = Rope {
-            q: q.bf16_mut(rows)?,
-            k: k.bf16(kv_row..kv_row + count)?,
-            v: v.bf16(kv_row..kv_row + count)?,
-            cosines: self.rotary.cosines.view().slice(of_rows.clone())?,
-            sines: self.rotary.sines.view().slice(of_rows)?,
-            cache: cache.places(layer, position, count)?,
-            rows: count,
-            kv_heads,
-            dim,
-            pairs,
-            head_stride,
-            row_stride,
-            layout,
-        };
+        let of_kv = kv_row..kv_row + rows.len();
+        let (q, kv) = (q.bf16_mut(rows.clone())?, [k.bf16(of_kv.clone())?, v.bf16(of_kv)?]);
+        let rope = self.rotary.rope(rows, q, kv, heads, cache, layer, position)?;
         Ok(self.context.kernels.rope.append(&self.context.stream, rope)?)
+    }
+
+    fn decode_append(
+        &mut self,
+        q: &mut CudaBuffer,
+        k: &mut CudaBuffer,
+        v: &CudaBuffer,
+        heads: HeadShape,
+        rows: &mut [Row<'_, CudaCache>],
+        layer: usize,
+    ) -> Result<()> {
+        let (width, mut queries) = (q.columns, q.bf16_mut(0..rows.len())?);
+        let mut ropes = Vec::with_capacity(rows.len());
+        for (n, Row { at, cache, .. }) in rows.iter_mut().enumerate() {
+            let (q, rest) = queries.split_at(width)?;
+            queries = rest;
+            let kv = [k.bf16(n..n + 1)?, v.bf16(n..n + 1)?];
+            ropes.push(self.rotary.rope(n..n + 1, q, kv, heads, cache, layer, at.start)?);
+        }
+        Ok(self.context.kernels.rope.append_rows(&self.context.stream, ropes)?)
     }
 
     fn attend(

@@ -30,40 +30,56 @@ pub(super) fn decode<B: Filled>(
     backend.read(&q, lens.len()).unwrap()
 }
 
-/// Rows of sequences at positions of their own, with frequencies of their own, on their way into their caches: what [`attend`] reads of one.
-fn append_together<B: Filled>(mut backend: B, heads: Heads, kind: KvType) -> Vec<f32> {
+/// Rows of sequences at positions of their own, with frequencies of their own, on their way into their caches, `at_once` of them in a step:
+/// what attention reads of the caches, then the rotated queries.
+fn append_together<B: Filled>(
+    mut backend: B,
+    heads: Heads,
+    kind: KvType,
+    starts: &[usize],
+    at_once: usize,
+) -> Vec<f32> {
     let Heads { kv_heads, group, dim, pairs, layout } = heads;
-    let (width, kv_width) = (kv_heads * group * dim, kv_heads * dim);
-    let frequencies = |base: f64| (0..pairs).map(|i| base.powf(-(i as f64) / pairs as f64)).collect::<Vec<_>>();
-    let turned = [frequencies(10_000.0), frequencies(500.0), frequencies(10_000.0)];
-    let starts = [0, 7, 300];
-    let runs: Vec<_> = turned.iter().zip(starts).map(|(of, start)| positions(of, start, 1)).collect();
-    backend.rotary(&runs).unwrap();
-    let mut q = backend.filled(width, &numbers(3 * width, 1), Role::Activations);
-    let [mut k, v] = [2, 3].map(|seed| backend.filled(kv_width, &numbers(3 * kv_width, seed), Role::Activations));
-    let mut found = vec![];
-    for (i, start) in starts.into_iter().enumerate() {
-        let shape = CacheShape { layers: 1, heads: kv_heads, dim, capacity: start + 1, kind };
-        let mut cache = backend.cache(shape).unwrap();
-        // Positions before it, all alike: it is the last that is looked at.
-        let zeros = vec![0.0; start.max(1) * kv_width];
+    let (width, kv_width, shape) = (kv_heads * group * dim, kv_heads * dim, HeadShape { dim, layout });
+    let turned = [10_000f64, 500.0].map(|base| (0..pairs).map(|i| base.powf(-(i as f64) / pairs as f64)).collect());
+    let turned: [Vec<f64>; 2] = turned;
+    let mut caches: Vec<B::Cache> = vec![];
+    for (n, &start) in starts.iter().enumerate() {
+        let of_cache = CacheShape { layers: 1, heads: kv_heads, dim, capacity: start + 1, kind };
+        let mut cache = backend.cache(of_cache).unwrap();
         if start > 0 {
-            let mut scratch = backend.filled(width, &vec![0.0; start * width], Role::Activations);
-            let [mut k, v] = [0; 2].map(|_| backend.filled(kv_width, &zeros, Role::Activations));
-            backend.rotary(&[positions(&turned[i], 0, start)]).unwrap();
-            let shape = HeadShape { dim, layout };
-            backend.rope_append(&mut scratch, &mut k, &v, 0..start, 0, shape, &mut cache, 0, 0).unwrap();
-            backend.rotary(&runs).unwrap();
+            // The positions before it.
+            let mut q = backend.filled(width, &vec![0.0; start * width], Role::Activations);
+            let before = numbers(start * kv_width, 20 + n as u64);
+            let [mut k, v] = [0; 2].map(|_| backend.filled(kv_width, &before, Role::Activations));
+            backend.rotary(&[positions(&turned[n % 2], 0, start)]).unwrap();
+            backend.rope_append(&mut q, &mut k, &v, 0..start, 0, shape, &mut cache, 0, 0).unwrap();
         }
-        backend.rope_append(&mut q, &mut k, &v, i..i + 1, i, HeadShape { dim, layout }, &mut cache, 0, start).unwrap();
-        let seen = Seen { q: &q, rows: 1, cache: &cache, layer: 0, len: start + 1 };
-        found.extend(match backend.host_view(&seen).unwrap().keys_and_values().unwrap() {
-            View::F32(k, v) => widened(k, v),
-            View::F16(k, v) => widened(k, v),
-            View::Bf16(k, v) => widened(k, v),
-        });
+        caches.push(cache);
     }
-    found.extend(backend.read(&q, 3).unwrap());
+    let (mut found, mut rotated) = (vec![], vec![]);
+    for (step, caches) in caches.chunks_mut(at_once).enumerate() {
+        let (first, count) = (step * at_once, caches.len());
+        let of_rows =
+            |width: usize, seed: u64| numbers(starts.len() * width, seed)[first * width..][..count * width].to_vec();
+        let mut q = backend.filled(width, &of_rows(width, 1), Role::Activations);
+        let [mut k, v] = [2, 3].map(|seed| backend.filled(kv_width, &of_rows(kv_width, seed), Role::Activations));
+        let at = |n: usize| positions(&turned[n % 2], starts[n], 1);
+        backend.rotary(&(first..first + count).map(at).collect::<Vec<_>>()).unwrap();
+        let row = |(n, cache)| Row { id: 0, at: at(first + n), cache };
+        let mut rows: Vec<_> = caches.iter_mut().enumerate().map(row).collect();
+        backend.decode_append(&mut q, &mut k, &v, shape, &mut rows, 0).unwrap();
+        for (n, cache) in caches.iter().enumerate() {
+            let seen = Seen { q: &q, rows: 1, cache, layer: 0, len: starts[first + n] + 1 };
+            found.extend(match backend.host_view(&seen).unwrap().keys_and_values().unwrap() {
+                View::F32(k, v) => widened(k, v),
+                View::F16(k, v) => widened(k, v),
+                View::Bf16(k, v) => widened(k, v),
+            });
+        }
+        rotated.extend(backend.read(&q, count).unwrap());
+    }
+    found.extend(rotated);
     found
 }
 
@@ -88,7 +104,8 @@ fn attention_of_sequences_together_is_that_of_each() {
     let Some(context) = device() else { return };
     let backend = || CudaBackend::new(context).unwrap();
     for (heads, kind) in SHAPES.into_iter().flat_map(|heads| [KvType::Bf16, KvType::Int8].map(|kind| (heads, kind))) {
-        let lens = [1000, 17, 300, 64];
+        // More than a launch takes.
+        let lens = [1000, 17, 300, 64, 1, 2, 900, 65, 300, 33];
         let together = decode(backend(), heads, &lens, None, kind);
         let first = decode(backend(), heads, &lens[..1], None, kind);
         assert_eq!(together[..first.len()], first, "{heads:?}, {kind}");
@@ -100,6 +117,17 @@ fn attention_of_sequences_together_is_that_of_each() {
 #[test]
 fn rows_of_sequences_go_to_their_own_caches() {
     for heads in SHAPES {
-        on_both!(&format!("{heads:?}"), ROUNDED, append_together(heads, KvType::Bf16));
+        on_both!(&format!("{heads:?}"), ROUNDED, append_together(heads, KvType::Bf16, &[0, 7, 300], 3));
+    }
+    let Some(context) = device() else { return };
+    let found = |heads, kind, starts: &[usize], at_once| {
+        append_together(CudaBackend::new(context).unwrap(), heads, kind, starts, at_once)
+    };
+    // A first row makes the reference of its cache of codes by itself.
+    let many = [5, 7, 300, 1, 2, 64, 90, 33, 8, 9];
+    for (heads, starts) in SHAPES.into_iter().flat_map(|heads| [(heads, &many[..]), (heads, &[7, 0, 30])]) {
+        for kind in [KvType::Bf16, KvType::Int8, KvType::Fp8] {
+            assert_eq!(found(heads, kind, starts, 10), found(heads, kind, starts, 1), "{heads:?}, {kind}, {starts:?}");
+        }
     }
 }
