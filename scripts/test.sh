@@ -29,7 +29,7 @@ emulated() {
         "$cargo" test --workspace --locked --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=$?
 }
 if tools/cuda-emulator/build "$emulator"; then
-    for suite in "--test cuda_linear" "--test cuda_oracle" "--test cuda_index" "--test cuda_compare" "--test cuda_batch" "--test cuda_decode" "--test session_cuda" "--test session_fixed" "--test golden_tiny" "--test search_cuda" "--test static_settings" "--test linear_cuda" "--lib -- cuda::"; do
+    for suite in "--test cuda_linear" "--test cuda_oracle" "--test cuda_index" "--test cuda_compare" "--test cuda_batch" "--test cuda_decode" "--test session_cuda" "--test session_batch" "--test session_fixed" "--test golden_tiny" "--test search_cuda" "--test static_settings" "--test batches" "--test linear_cuda" "--lib -- cuda::"; do
         # shellcheck disable=SC2086 # several words
         emulated $suite
     done

@@ -39,6 +39,14 @@ struct DecodeParams {
   int64_t scale_head_stride;
 };
 
+// Rows of several sequences that go in one launch; the third index of a grid is the row, and within it the round.
+constexpr int kRows = 8;
+template <typename Element, typename Stored = Element>
+struct DecodeRows {
+  DecodeParams<Element, Stored> rows[kRows];
+  int32_t rounds;
+};
+
 // Which component stands at `place` of the sums of a head: the first of every eighth, the second of every eighth, and so on, as the lanes hold
 // them. Stores of a warp then go to different banks.
 template <int kDim>
@@ -86,11 +94,11 @@ struct PlainRows {
 };
 
 template <typename Element, typename Cache, int kDim>
-__device__ __forceinline__ void decode_split(const DecodeParams<Element, typename Cache::Stored>& p) {
+__device__ __forceinline__ void decode_split(const DecodeParams<Element, typename Cache::Stored>& p, int round) {
   constexpr int kRuns = kDim / (4 * Cache::kRun);  // of a lane
   constexpr int kColumns = kDim / 8;  // components of V that a lane holds of a key
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int split = blockIdx.x, kv_head = blockIdx.y, first_head = blockIdx.z * kHeads;
+  const int split = blockIdx.x, kv_head = blockIdx.y, first_head = round * kHeads;
   const int heads = min(kHeads, p.group - first_head);
   const int64_t query_head = static_cast<int64_t>(kv_head) * p.group + first_head;
   const typename Cache::Stored* k = p.k + kv_head * p.k_head_stride;
@@ -251,6 +259,13 @@ __device__ __forceinline__ void decode_split(const DecodeParams<Element, typenam
     p.sums[of_split * kDim + place] = value;
     if (place == 0) p.scales[of_split] = make_float2(most, total);
   }
+}
+
+// The same of several rows. A row of fewer splits than the grid has leaves thread blocks without work.
+template <typename Element, typename Cache, int kDim>
+__device__ __forceinline__ void decode_rows(const DecodeRows<Element, typename Cache::Stored>& p) {
+  const auto& row = p.rows[blockIdx.z / p.rounds];
+  if (blockIdx.x < row.splits) decode_split<Element, Cache, kDim>(row, blockIdx.z % p.rounds);
 }
 
 // A thread block a query head, a thread a component.

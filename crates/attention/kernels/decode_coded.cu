@@ -44,13 +44,17 @@ struct CodedRows {
 // Registers for three blocks a multiprocessor: with fewer bytes in flight than bf16's, memory needs more readers to be busy.
 #define SPEEDREAD_DECODE(name, Codes, dim)                                                                               \
   extern "C" __global__ void __launch_bounds__(kWarps * 32, 3)                                                           \
-      name##_d##dim(const __grid_constant__ DecodeParams<__nv_bfloat16, uint8_t> p) {                                    \
-    decode_split<__nv_bfloat16, CodedRows<Codes, dim>, dim>(p);                                                          \
+      decode_##name##_d##dim(const __grid_constant__ DecodeParams<__nv_bfloat16, uint8_t> p) {                           \
+    decode_split<__nv_bfloat16, CodedRows<Codes, dim>, dim>(p, blockIdx.z);                                              \
+  }                                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(kWarps * 32, 3)                                                           \
+      decode_rows_##name##_d##dim(const __grid_constant__ DecodeRows<__nv_bfloat16, uint8_t> p) {                        \
+    decode_rows<__nv_bfloat16, CodedRows<Codes, dim>, dim>(p);                                                           \
   }
 
-SPEEDREAD_DECODE(decode_fp8, E4m3, 64)
-SPEEDREAD_DECODE(decode_fp8, E4m3, 96)
-SPEEDREAD_DECODE(decode_fp8, E4m3, 128)
-SPEEDREAD_DECODE(decode_int8, Int8, 64)
-SPEEDREAD_DECODE(decode_int8, Int8, 96)
-SPEEDREAD_DECODE(decode_int8, Int8, 128)
+SPEEDREAD_DECODE(fp8, E4m3, 64)
+SPEEDREAD_DECODE(fp8, E4m3, 96)
+SPEEDREAD_DECODE(fp8, E4m3, 128)
+SPEEDREAD_DECODE(int8, Int8, 64)
+SPEEDREAD_DECODE(int8, Int8, 96)
+SPEEDREAD_DECODE(int8, Int8, 128)

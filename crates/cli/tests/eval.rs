@@ -390,6 +390,8 @@ fn wrong_usage_is_told() {
         (&["eval", "ruler", "-o", "y"], "DATA.jsonl"),
         (&["eval", "ruler", "x.jsonl", "-o", "y", "--attention", "slash:1"], "patterns:FILE"),
         (&["eval", "ruler", "x.jsonl", "-o", "y", "--samples", "0"], "--samples"),
+        (&["eval", "ruler", "x.jsonl", "-o", "y", "--batch", "0"], "--batch"),
+        (&["eval", "perplexity", "-f", "x", "-o", "y", "--batch", "2"], "--batch"),
         (&["eval", "needles", "-o", "y"], "--file"),
         (&["eval", "compare"], "DATA.jsonl"),
         (&["eval", "compare", "--from", "x", "-o", "y"], "cannot be used with"),

@@ -103,3 +103,54 @@ fn static_settings_take_their_indexes_from_other_samples() {
     assert!(density(2) < 1.0 && (density(1) - density(2)).abs() < 0.1, "{row}");
     assert_eq!(stage.answers("results.jsonl").len(), 9);
 }
+
+#[test]
+fn a_batch_answers_as_one_by_one_and_must_fit() {
+    let Some(stage) = Stage::set() else { return };
+    let data = stage.write("ruler.jsonl", ruler("niah_single_1", 4, 1234));
+    let run = |data: &str, results: &str, more: &[&str]| {
+        let mut run = speedread(&stage.folder);
+        run.args(["eval", "ruler", data, "-m", &stage.model, "-o", &stage.path(results), "--attention", "dense"]);
+        run.args(more);
+        run
+    };
+    for (results, batch) in [("1.jsonl", "1"), ("3.jsonl", "3")] {
+        run(&data, results, &["--attention", "a-shape:16,64", "--batch", batch]).assert().success();
+    }
+    let sorted = |results: &str| {
+        let mut answers = stage.answers(results);
+        answers.sort_by_key(|answer| format!("{answer:?}"));
+        answers
+    };
+    let alone = sorted("1.jsonl");
+    assert_eq!(alone.len(), 8);
+    assert_eq!(sorted("3.jsonl"), alone);
+    run(&data, "65.jsonl", &["--batch", "65"]).assert().code(1).stderr(says("from 1 to 64"));
+
+    // Answers so long that a few of them fit: a token takes 46,080 bytes of the cache, and 64 a thread beside it.
+    let Some(available) = speedread_engine::memory::available() else { return };
+    let threads = std::thread::available_parallelism().unwrap().get() as u64;
+    let long = |share: u64| {
+        let tokens = json!(available / share / (46_080 + 64 * threads));
+        let longer = |line: &str| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            line["max_new_tokens"] = tokens.clone();
+            format!("{line}\n")
+        };
+        ruler("niah_single_1", 64, 1).lines().map(longer).collect::<String>()
+    };
+    let refused = |share: u64, want: &[&str]| {
+        let data = stage.write("long.jsonl", long(share));
+        let options = ["--batch", "64", "--rope-scaling", "yarn:1024", "--chunk", "512", "--kv", "f32"];
+        let assert = run(&data, "long.results.jsonl", &options).assert().code(1);
+        want.iter().fold(assert, |assert, want| assert.stderr(says(want)));
+        assert!(stage.answers("long.results.jsonl").is_empty(), "nothing was run");
+        fs::remove_file(stage.path("long.results.jsonl")).unwrap();
+    };
+    refused(
+        4,
+        &["--batch 64: the prompts and answers of 64 samples need", "key/value caches", "What would fit: --batch "],
+    );
+    // Not even one.
+    refused(1, &["tokens need", "What would fit: --kv f16"]);
+}

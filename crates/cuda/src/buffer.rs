@@ -153,6 +153,18 @@ impl<'a, T: Plain> ViewMut<'a, T> {
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { address: self.address, len: self.len, of: PhantomData }
     }
+    /// The first `len` elements, and the rest.
+    ///
+    /// # Errors
+    /// [`Error::Size`] when there are fewer.
+    pub fn split_at(self, len: usize) -> Result<(ViewMut<'a, T>, ViewMut<'a, T>), Error> {
+        let (first, first_len) = slice::<T>(self.address, self.len, 0..len)?;
+        let (rest, rest_len) = slice::<T>(self.address, self.len, len..self.len)?;
+        Ok((
+            ViewMut { address: first, len: first_len, of: PhantomData },
+            ViewMut { address: rest, len: rest_len, of: PhantomData },
+        ))
+    }
     /// Elements `range`.
     ///
     /// # Errors

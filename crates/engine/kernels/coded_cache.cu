@@ -165,10 +165,9 @@ SPEEDREAD_REFERENCE(reference_keys_interleaved_narrow, false, 1)
 // values is known in registers before anything is written. Components past `dim` get the code of zero. The thread blocks of a column of the
 // grid share a row.
 template <typename Codes, bool kHalves, int kWidth>
-__device__ __forceinline__ void rope_append_coded(const CodedRopeParams& params) {
+__device__ __forceinline__ void rope_append_coded(const CodedRopeParams& params, int64_t row) {
   overlap();
   const RopeParams<uint8_t>& p = params.rope;
-  const int64_t row = blockIdx.x;
   const float *cosines = p.cosines + row * p.pairs, *sines = p.sines + row * p.pairs;
   const int at = threadIdx.x % 32 * 4, warps = blockDim.x / 32;
   for (int task = blockIdx.y * warps + threadIdx.x / 32; task < p.q_heads + 2 * p.kv_heads; task += gridDim.y * warps) {
@@ -206,19 +205,23 @@ __device__ __forceinline__ void rope_append_coded(const CodedRopeParams& params)
   }
 }
 
-#define SPEEDREAD_ROPE_CODED(name, Codes, halves, width)                                              \
-  extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ CodedRopeParams p) { \
-    rope_append_coded<Codes, halves, width>(p);                                                       \
+#define SPEEDREAD_ROPE_CODED(name, Codes, halves, width)                                                               \
+  extern "C" __global__ void __launch_bounds__(128) rope_append_##name(const __grid_constant__ CodedRopeParams p) {    \
+    rope_append_coded<Codes, halves, width>(p, blockIdx.x);                                                            \
+  }                                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(128)                                                                    \
+      rope_append_rows_##name(const __grid_constant__ RopeRows<CodedRopeParams> p) {                                   \
+    rope_append_coded<Codes, halves, width>(p.rows[blockIdx.x], 0);                                                    \
   }
 
-SPEEDREAD_ROPE_CODED(rope_append_fp8_halves, E4m3, true, 8)
-SPEEDREAD_ROPE_CODED(rope_append_fp8_halves_narrow, E4m3, true, 1)
-SPEEDREAD_ROPE_CODED(rope_append_fp8_interleaved, E4m3, false, 4)
-SPEEDREAD_ROPE_CODED(rope_append_fp8_interleaved_narrow, E4m3, false, 1)
-SPEEDREAD_ROPE_CODED(rope_append_int8_halves, Int8, true, 8)
-SPEEDREAD_ROPE_CODED(rope_append_int8_halves_narrow, Int8, true, 1)
-SPEEDREAD_ROPE_CODED(rope_append_int8_interleaved, Int8, false, 4)
-SPEEDREAD_ROPE_CODED(rope_append_int8_interleaved_narrow, Int8, false, 1)
+SPEEDREAD_ROPE_CODED(fp8_halves, E4m3, true, 8)
+SPEEDREAD_ROPE_CODED(fp8_halves_narrow, E4m3, true, 1)
+SPEEDREAD_ROPE_CODED(fp8_interleaved, E4m3, false, 4)
+SPEEDREAD_ROPE_CODED(fp8_interleaved_narrow, E4m3, false, 1)
+SPEEDREAD_ROPE_CODED(int8_halves, Int8, true, 8)
+SPEEDREAD_ROPE_CODED(int8_halves_narrow, Int8, true, 1)
+SPEEDREAD_ROPE_CODED(int8_interleaved, Int8, false, 4)
+SPEEDREAD_ROPE_CODED(int8_interleaved_narrow, Int8, false, 1)
 
 // to[head][row][dim] = codes[head][row][dim] * scales[head][row], where the heads of codes and scales are `capacity` rows apart and those
 // of `to` have no gaps; a head a row of thread blocks, eight components a thread.

@@ -30,20 +30,22 @@ __device__ __forceinline__ void write_largest(Rank mine, Rank* to) {
   *to = mine;
 }
 
-// The largest rank of what each thread block strides over.
+// The largest rank of what each thread block strides over; the grid's second index is the row of `count` logits.
 extern "C" __global__ void __launch_bounds__(kThreads) rank_logits(const float* logits, int64_t count, Rank* ranks) {
   overlap();
+  logits += blockIdx.y * count;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   Rank mine = 0;  // below that of any token
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
     mine = max(mine, rank_of(logits[i], static_cast<uint32_t>(i)));
-  write_largest(mine, ranks + blockIdx.x);
+  write_largest(mine, ranks + static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x);
 }
 
-// The largest of all, by one thread block.
+// The largest of all `count` of a row, by a thread block each.
 extern "C" __global__ void __launch_bounds__(kThreads) largest_rank(const Rank* ranks, int64_t count, Rank* to) {
   overlap();
+  ranks += blockIdx.x * count;
   Rank mine = 0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) mine = max(mine, ranks[i]);
-  write_largest(mine, to);
+  write_largest(mine, to + blockIdx.x);
 }

@@ -17,9 +17,8 @@ rotary_table(const double* frequencies, float* cosines, float* sines, int64_t ro
 
 // A thread block a row; a thread takes `kWidth` pairs at a time, or eight components where nothing is rotated.
 template <bool kHalves, int kWidth>
-__device__ __forceinline__ void rope_append(const RopeParams<__nv_bfloat16>& p) {
+__device__ __forceinline__ void rope_append(const RopeParams<__nv_bfloat16>& p, int64_t row) {
   overlap();
-  const int64_t row = blockIdx.x;
   __nv_bfloat16* q = p.q + row * p.q_heads * p.dim;
   const __nv_bfloat16* k = p.k + row * p.kv_heads * p.dim;
   const __nv_bfloat16* v = p.v + row * p.kv_heads * p.dim;
@@ -53,12 +52,17 @@ __device__ __forceinline__ void rope_append(const RopeParams<__nv_bfloat16>& p) 
   }
 }
 
-#define SPEEDREAD_ROPE(name, halves, width)                                                                     \
-  extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ RopeParams<__nv_bfloat16> p) { \
-    rope_append<halves, width>(p);                                                                              \
+#define SPEEDREAD_ROPE(name, halves, width)                                                \
+  extern "C" __global__ void __launch_bounds__(128)                                        \
+      rope_append_##name(const __grid_constant__ RopeParams<__nv_bfloat16> p) {            \
+    rope_append<halves, width>(p, blockIdx.x);                                             \
+  }                                                                                        \
+  extern "C" __global__ void __launch_bounds__(128)                                        \
+      rope_append_rows_##name(const __grid_constant__ RopeRows<RopeParams<__nv_bfloat16>> p) { \
+    rope_append<halves, width>(p.rows[blockIdx.x], 0);                                     \
   }
 
-SPEEDREAD_ROPE(rope_append_halves, true, 8)
-SPEEDREAD_ROPE(rope_append_halves_narrow, true, 1)
-SPEEDREAD_ROPE(rope_append_interleaved, false, 4)
-SPEEDREAD_ROPE(rope_append_interleaved_narrow, false, 1)
+SPEEDREAD_ROPE(halves, true, 8)
+SPEEDREAD_ROPE(halves_narrow, true, 1)
+SPEEDREAD_ROPE(interleaved, false, 4)
+SPEEDREAD_ROPE(interleaved_narrow, false, 1)

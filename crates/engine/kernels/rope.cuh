@@ -16,6 +16,13 @@ struct RopeParams {
   int32_t q_heads, kv_heads, dim, pairs;
 };
 
+// Single rows of several sequences that go in one launch, a thread block of the grid's first index each.
+constexpr int kRows = 8;
+template <typename Params>
+struct RopeRows {
+  Params rows[kRows];
+};
+
 // Of a head, `kWidth` pairs of components (i, i + pairs).
 template <int kWidth>
 __device__ __forceinline__ void rotate_halves(const __nv_bfloat16* from, __nv_bfloat16* to, const float* cosines, const float* sines,

@@ -1,5 +1,6 @@
 //! Where a model runs.
 
+use std::any::Any;
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -8,10 +9,10 @@ use speedread_attention::Kernel;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cpu::gemm::Precision;
 use crate::backend::cuda::{CudaBackend, CudaContext, window_unsupported};
-use crate::backend::{Backend, PassReport};
+use crate::backend::{Backend, PassReport, Row};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Pass, Workspace};
-use crate::kv_cache::{KvType, coded_on_cpu};
+use crate::kv_cache::{CacheShape, KvType, coded_on_cpu};
 use crate::memory;
 use crate::model::ModelOptions;
 use crate::session::SessionOptions;
@@ -264,11 +265,11 @@ impl Placed {
         }
     }
 
-    /// Buffers and a cache for a session.
+    /// Buffers for a session.
     pub fn runner(&self, config: &ModelConfig, options: &SessionOptions) -> Result<Box<dyn Run + '_>> {
         match self {
             Self::Cpu(decoder) => {
-                Ok(Box::new(Runner::new(decoder, CpuBackend::new(options.precision), config, options, self.kind())?))
+                Ok(Box::new(Runner::new(decoder, CpuBackend::new(options.precision), config, options)?))
             }
             Self::Cuda(decoder, context) => {
                 if options.precision == Precision::F32 {
@@ -277,7 +278,7 @@ impl Placed {
                 if let Some(window) = config.sliding_window.filter(|window| window.tokens < options.context) {
                     return Err(window_unsupported(window.tokens, options.context));
                 }
-                Ok(Box::new(Runner::new(decoder, CudaBackend::new(context)?, config, options, self.kind())?))
+                Ok(Box::new(Runner::new(decoder, CudaBackend::new(context)?, config, options)?))
             }
         }
     }
@@ -296,55 +297,63 @@ impl Source<'_> {
     }
 }
 
-/// What a session asks of a decoder, whatever the device.
+/// The cache of a sequence, whatever the device: [`Backend::Cache`].
+pub(crate) type Cache = Box<dyn Any + Send>;
+
+/// What sessions and batches ask of a decoder, whatever the device.
 pub(crate) trait Run: Send {
+    /// Allocates a cache.
+    fn cache(&self, shape: CacheShape) -> Result<Cache>;
     /// Runs a chunk; its rows' last residual stream stays in the workspace, keys and values in the cache.
-    fn prefill(&mut self, ids: &[u32], pass: Pass<'_>) -> Result<PassReport>;
-    /// Runs one token at `position`.
-    fn decode(&mut self, id: u32, position: usize, rotary: (&[f64], f64)) -> Result<()>;
+    fn prefill(&mut self, cache: &mut Cache, ids: &[u32], pass: Pass<'_>) -> Result<PassReport>;
+    /// Runs the next token of each of some sequences.
+    fn decode(&mut self, rows: &mut [Row<'_, Cache>]) -> Result<()>;
     /// The logits of some rows of the last pass, at most a block; `out` is `[rows, vocabulary]`.
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
-    /// The token of the largest logit of the last pass's first row, if the device chooses: [`Backend::likeliest`].
-    fn likeliest(&mut self) -> Result<Option<u32>>;
+    /// The tokens of the largest logits of the last pass's first rows, if the device chooses: [`Backend::likeliest`].
+    fn likeliest(&mut self, chosen: &mut [u32]) -> Result<bool>;
 }
 
-/// A decoder with the buffers and the cache of one session.
+/// A decoder with the buffers of one session.
 struct Runner<'m, B: Backend> {
     decoder: &'m Decoder<B>,
     backend: B,
     work: Workspace<B>,
-    cache: B::Cache,
 }
 
 impl<'m, B: Backend> Runner<'m, B> {
-    fn new(
-        decoder: &'m Decoder<B>,
-        backend: B,
-        config: &ModelConfig,
-        options: &SessionOptions,
-        device: DeviceKind,
-    ) -> Result<Self> {
+    fn new(decoder: &'m Decoder<B>, backend: B, config: &ModelConfig, options: &SessionOptions) -> Result<Self> {
         let work = Workspace::new(&backend, config, options.chunk_rows())?;
-        let cache = backend.cache(options.cache_shape(config, device))?;
-        Ok(Self { decoder, backend, work, cache })
+        Ok(Self { decoder, backend, work })
+    }
+
+    /// A cache as one of this device.
+    fn own(cache: &mut Cache) -> Result<&mut B::Cache> {
+        cache.downcast_mut().ok_or_else(|| Error::Request("a key/value cache of another device".into()))
     }
 }
 
 impl<B: Backend> Run for Runner<'_, B> {
-    fn prefill(&mut self, ids: &[u32], pass: Pass<'_>) -> Result<PassReport> {
-        self.decoder.prefill(&mut self.backend, &mut self.work, &mut self.cache, ids, pass)
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        Ok(Box::new(self.backend.cache(shape)?))
     }
 
-    fn decode(&mut self, id: u32, position: usize, rotary: (&[f64], f64)) -> Result<()> {
-        self.decoder.decode(&mut self.backend, &mut self.work, &mut self.cache, id, position, rotary)
+    fn prefill(&mut self, cache: &mut Cache, ids: &[u32], pass: Pass<'_>) -> Result<PassReport> {
+        self.decoder.prefill(&mut self.backend, &mut self.work, Self::own(cache)?, ids, pass)
+    }
+
+    fn decode(&mut self, rows: &mut [Row<'_, Cache>]) -> Result<()> {
+        let rows = rows.iter_mut().map(|row| Ok(Row { id: row.id, at: row.at, cache: Self::own(row.cache)? }));
+        let mut rows = rows.collect::<Result<Vec<_>>>()?;
+        self.decoder.decode(&mut self.backend, &mut self.work, &mut rows)
     }
 
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.decoder.logits(&mut self.backend, &mut self.work, rows, out)
     }
 
-    fn likeliest(&mut self) -> Result<Option<u32>> {
-        self.decoder.likeliest(&mut self.backend, &mut self.work)
+    fn likeliest(&mut self, chosen: &mut [u32]) -> Result<bool> {
+        self.decoder.likeliest(&mut self.backend, &mut self.work, chosen)
     }
 }
 

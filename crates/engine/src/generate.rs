@@ -1,11 +1,11 @@
-//! Text from a session that has read its prompt: sampling, streaming, stop strings.
+//! Text after a prompt: sampling, streaming, stop strings.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::sampler::Sampler;
 use crate::session::Session;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{TokenStream, Tokenizer};
 use crate::{Error, Result};
 
 /// Why a generation ended.
@@ -32,6 +32,85 @@ pub struct Generation {
     pub seconds: f64,
 }
 
+/// A text on its way: takes the tokens that a model says and tells where it ends.
+#[derive(Debug)]
+pub struct Continuation<'a> {
+    began: Instant,
+    /// Ids that end a text.
+    eos: &'a [u32],
+    max_tokens: usize,
+    stream: TokenStream<'a>,
+    held: HeldBack<'a>,
+    ids: Vec<u32>,
+    text: String,
+    ended: Option<FinishReason>,
+}
+
+impl<'a> Continuation<'a> {
+    /// A text of up to `max_tokens` tokens; its seconds count from now.
+    pub fn new(eos: &'a [u32], tokenizer: &'a Tokenizer, stop: &'a [String], max_tokens: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            eos,
+            max_tokens,
+            stream: tokenizer.stream(),
+            held: HeldBack::new(stop),
+            ids: vec![],
+            text: String::new(),
+            ended: (max_tokens == 0).then_some(FinishReason::Length),
+        }
+    }
+
+    /// Its tokens so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Why it has ended, if it has.
+    pub fn ended(&self) -> Option<FinishReason> {
+        self.ended
+    }
+
+    /// Takes the next token of a text that has not ended; returns what of it is certain by now.
+    pub fn push(&mut self, id: u32) -> String {
+        if self.eos.contains(&id) {
+            self.ended = Some(FinishReason::Stop);
+            return String::new();
+        }
+        self.ids.push(id);
+        let mut certain = String::new();
+        if let Some(piece) = self.stream.push(id) {
+            let stopped;
+            (certain, stopped) = self.held.push(&piece);
+            self.text.push_str(&certain);
+            if stopped {
+                self.ended = Some(FinishReason::Stop);
+            }
+        }
+        if self.ended.is_none() && self.ids.len() == self.max_tokens {
+            self.ended = Some(FinishReason::Length);
+        }
+        certain
+    }
+
+    /// The whole, ended for `reason` unless it has ended by itself, and the text that was still held back.
+    pub fn finish(mut self, reason: FinishReason) -> (Generation, String) {
+        let mut rest = String::new();
+        if !self.held.stopped {
+            // What the detokeniser still holds may complete a stop string too.
+            let (certain, stopped) = self.held.push(&self.stream.finish());
+            rest = certain;
+            if !stopped {
+                rest.push_str(&self.held.rest());
+            }
+        }
+        self.text.push_str(&rest);
+        let finish_reason = self.ended.unwrap_or(reason);
+        let seconds = self.began.elapsed().as_secs_f64();
+        (Generation { ids: self.ids, text: self.text, finish_reason, seconds }, rest)
+    }
+}
+
 /// Samples up to `max_tokens` tokens after a prefill. `on_text` gets the text as it becomes certain: never half a character, and never the
 /// beginning of a stop string that may still complete.
 #[allow(clippy::too_many_arguments)]
@@ -44,46 +123,34 @@ pub fn generate(
     cancel: &AtomicBool,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Generation> {
-    let began = Instant::now();
+    let mut text = Continuation::new(session.model().eos_ids(), tokenizer, stop, max_tokens);
     let mut logits = session.logits()?.to_vec();
     if logits.is_empty() {
         return Err(Error::Request("nothing to continue: read a prompt first".into()));
     }
-    let eos = session.model().eos_ids();
-    let mut stream = tokenizer.stream();
-    let mut held = HeldBack::new(stop);
-    let (mut ids, mut text) = (vec![], String::new());
     // What a greedy step has chosen already.
     let mut chosen = None;
     let mut emit = |piece: &str| {
         if !piece.is_empty() {
-            text.push_str(piece);
             on_text(piece);
         }
     };
     let finish_reason = loop {
+        if let Some(reason) = text.ended() {
+            break reason;
+        }
         if cancel.load(Ordering::Relaxed) {
             break FinishReason::Cancelled;
         }
-        if ids.len() == max_tokens {
-            break FinishReason::Length;
-        }
         let id = match chosen {
             Some(id) => id,
-            None => sampler.sample(&mut logits, &ids)?,
+            None => sampler.sample(&mut logits, text.ids())?,
         };
-        if eos.contains(&id) {
-            break FinishReason::Stop;
+        emit(&text.push(id));
+        if text.ended().is_some() {
+            continue;
         }
-        ids.push(id);
-        if let Some(piece) = stream.push(id) {
-            let (certain, stopped) = held.push(&piece);
-            emit(&certain);
-            if stopped {
-                break FinishReason::Stop;
-            }
-        }
-        if ids.len() == max_tokens || session.len() == session.options().context {
+        if session.is_full() {
             break FinishReason::Length;
         }
         if sampler.takes_likeliest() {
@@ -93,18 +160,13 @@ pub fn generate(
             logits.extend_from_slice(session.decode(id)?);
         }
     };
-    if !held.stopped {
-        // What the detokeniser still holds may complete a stop string too.
-        let (certain, stopped) = held.push(&stream.finish());
-        emit(&certain);
-        if !stopped {
-            emit(&held.rest());
-        }
-    }
-    Ok(Generation { ids, text, finish_reason, seconds: began.elapsed().as_secs_f64() })
+    let (generation, rest) = text.finish(finish_reason);
+    emit(&rest);
+    Ok(generation)
 }
 
 /// Text that may still turn out to be the beginning of a stop string.
+#[derive(Debug)]
 struct HeldBack<'a> {
     stop: Vec<&'a str>,
     text: String,

@@ -106,6 +106,18 @@ impl MemoryPlan {
         }
     }
 
+    /// The plan for sessions whose prompts are read one after another and whose answers are then decoded together, in steps with buffers of
+    /// their own: every cache, and of the rest the largest.
+    pub(crate) fn together(sessions: &[Self], steps: &Self) -> Self {
+        let most = |part: fn(&Self) -> u64| sessions.iter().map(part).max().unwrap_or(0);
+        Self {
+            weights: most(|plan| plan.weights),
+            kv: sessions.iter().fold(0, |kv, plan| kv.saturating_add(plan.kv)),
+            activations: most(|plan| plan.activations).saturating_add(steps.activations),
+            scratch: most(|plan| plan.scratch).saturating_add(steps.scratch),
+        }
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.kv).saturating_add(self.activations).saturating_add(self.scratch)

@@ -284,7 +284,7 @@ impl FromStr for RopeScaling {
     }
 }
 
-/// Cosines and sines of a run of positions: `[rows, pairs]` each.
+/// Cosines and sines of some positions: `[rows, pairs]` each.
 #[derive(Debug, Default)]
 pub struct RotaryTable {
     pairs: usize,
@@ -293,15 +293,17 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// Refills the table for the positions `start .. start + rows`. Keeps its allocation.
-    pub fn fill(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) {
+    /// Refills the rows from `first` on, which are the last then, for the positions `start .. start + rows`. Keeps its allocation.
+    pub fn fill(&mut self, first: usize, frequencies: &[f64], scale: f64, start: u64, rows: usize) {
         self.pairs = frequencies.len();
-        self.cos.resize(rows * self.pairs, 0.0);
-        self.sin.resize(rows * self.pairs, 0.0);
+        let at = first * self.pairs;
+        self.cos.resize(at + rows * self.pairs, 0.0);
+        self.sin.resize(at + rows * self.pairs, 0.0);
         if self.pairs == 0 {
             return;
         }
-        let rows = self.cos.par_chunks_exact_mut(self.pairs).zip(self.sin.par_chunks_exact_mut(self.pairs));
+        let (cos, sin) = (&mut self.cos[at..], &mut self.sin[at..]);
+        let rows = cos.par_chunks_exact_mut(self.pairs).zip(sin.par_chunks_exact_mut(self.pairs));
         rows.enumerate().with_min_len(64).for_each(|(row, (cos, sin))| {
             let position = (start + row as u64) as f64;
             for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
@@ -357,7 +359,7 @@ mod tests {
     fn positions_near_a_million_keep_their_angle() {
         let mut table = RotaryTable::default();
         let position = 1_048_575u64;
-        table.fill(&[1.0, 0.1], 1.0, position, 1);
+        table.fill(0, &[1.0, 0.1], 1.0, position, 1);
         let (cos, sin) = table.row(0);
         // cos and sin of 1048575 and 104857.5 radians, from Python's math module.
         assert!((f64::from(cos[0]) - 1048575f64.cos()).abs() < 1e-7);

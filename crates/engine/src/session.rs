@@ -1,5 +1,6 @@
-//! One conversation with a model: a key/value cache that grows by prefills and decode steps.
+//! One conversation with a model: a key/value cache that grows by prefills and decode steps, or the answers of several decoded together.
 
+mod batch;
 mod options;
 
 use std::ops::ControlFlow;
@@ -18,6 +19,7 @@ use crate::model::Model;
 pub use crate::report::{PrefillReport, Progress};
 use crate::sampler::likeliest;
 use crate::{Error, Result};
+pub use batch::{Batch, Sequence};
 pub use options::{AttentionChoice, FixedIndexes, SessionOptions};
 
 /// A conversation with a model.
@@ -26,8 +28,7 @@ pub struct Session<'m> {
     options: SessionOptions,
     plan: MemoryPlan,
     runner: Box<dyn Run + 'm>,
-    frequencies: (Vec<f64>, f64),
-    len: usize,
+    sequence: Sequence<'m>,
     logits: Vec<f32>,
     /// The logits are still to be made, of the row that a greedy step has left on the device.
     logits_unread: bool,
@@ -35,30 +36,48 @@ pub struct Session<'m> {
 
 impl std::fmt::Debug for Session<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("len", &self.len).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Session").field("len", &self.len()).field("options", &self.options).finish_non_exhaustive()
     }
 }
 
 impl<'m> Session<'m> {
     /// Plans the memory, compares it with what the machine has, and allocates.
     pub fn new(model: &'m Model, options: SessionOptions) -> Result<Self> {
-        let config = &model.config;
-        let (placed, weights) = (&model.placed, model.placed.weight_bytes());
-        let options = model.resolve(options, placed.kind());
-        options.validate(config, placed.kind())?;
-        if let Some(available) = placed.available()? {
-            memory::check(config, weights, &options, placed.kind(), available)?;
-        }
-        Ok(Self {
-            plan: MemoryPlan::new(config, weights, &options, placed.kind()),
-            runner: placed.runner(config, &options)?,
-            frequencies: config.rope.frequencies(options.context),
+        let (options, plan) = Self::check(model, options)?;
+        let (config, device) = (&model.config, model.device());
+        let runner = model.placed.runner(config, &options)?;
+        let sequence = Sequence {
             model,
-            options,
+            cache: runner.cache(options.cache_shape(config, device))?,
+            frequencies: config.rope.frequencies(options.context),
             len: 0,
-            logits: vec![],
-            logits_unread: false,
-        })
+            capacity: options.context,
+        };
+        Ok(Self { model, options, plan, runner, sequence, logits: vec![], logits_unread: false })
+    }
+
+    /// What a session with these options would need, and the options as it would have them, whether it fits or not.
+    ///
+    /// # Errors
+    /// When the model cannot have such a session on any machine of this kind.
+    pub fn plan(model: &Model, options: SessionOptions) -> Result<(SessionOptions, MemoryPlan)> {
+        let (config, device) = (&model.config, model.device());
+        let options = model.resolve(options, device);
+        options.validate(config, device)?;
+        let plan = MemoryPlan::new(config, model.placed.weight_bytes(), &options, device);
+        Ok((options, plan))
+    }
+
+    /// As [`plan`](Self::plan), compared with what the machine has.
+    ///
+    /// # Errors
+    /// When it does not fit: says what would.
+    pub fn check(model: &Model, options: SessionOptions) -> Result<(SessionOptions, MemoryPlan)> {
+        let (options, plan) = Self::plan(model, options)?;
+        if let Some(available) = model.available_memory()? {
+            memory::check(&model.config, model.placed.weight_bytes(), &options, model.device(), available)?;
+        }
+        Ok((options, plan))
     }
 
     /// The model.
@@ -78,12 +97,22 @@ impl<'m> Session<'m> {
 
     /// Tokens in the cache.
     pub fn len(&self) -> usize {
-        self.len
+        self.sequence.len
     }
 
     /// Whether nothing was read yet.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.sequence.is_empty()
+    }
+
+    /// Whether there is no place for another token.
+    pub fn is_full(&self) -> bool {
+        self.sequence.is_full()
+    }
+
+    /// Ends the session and keeps what it has read, for a [`Batch`] to go on with. Its other memory is free then.
+    pub fn into_sequence(self) -> Sequence<'m> {
+        self.sequence
     }
 
     /// The logits of the last position; empty before the first prefill, after [`truncate`](Self::truncate) and after a step that failed.
@@ -99,10 +128,21 @@ impl<'m> Session<'m> {
         Ok(&self.logits)
     }
 
+    /// The likeliest token after what was read, as a greedy sampler chooses.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits), when there are none, and when they are out of range.
+    pub fn likeliest(&mut self) -> Result<u32> {
+        match self.logits()? {
+            [] => Err(Error::Request("nothing to continue: read a prompt first".into())),
+            logits => likeliest(logits),
+        }
+    }
+
     /// Forgets everything after the first `len` tokens. The next call must be a prefill.
     pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            self.len = len;
+        if len < self.sequence.len {
+            self.sequence.len = len;
             self.forget_logits();
         }
     }
@@ -124,7 +164,7 @@ impl<'m> Session<'m> {
         logits.resize(self.model.config.vocab, 0.0);
         self.runner.logits(last..last + 1, &mut logits)?;
         self.logits = logits;
-        self.len += ids.len();
+        self.sequence.len += ids.len();
         parts.add(Phase::Linear, head.elapsed().as_secs_f64());
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
     }
@@ -175,7 +215,7 @@ impl<'m> Session<'m> {
             Ok(())
         })?;
         self.logits = last;
-        self.len += ids.len();
+        self.sequence.len += ids.len();
         Ok(PrefillReport::new(ids.len(), began.elapsed().as_secs_f64(), parts, reports))
     }
 
@@ -230,13 +270,10 @@ impl<'m> Session<'m> {
     /// Reads one token and returns the likeliest after it, as a greedy sampler chooses. Where the device chooses, the logits stay there until
     /// [`logits`](Self::logits) asks for them.
     pub fn decode_greedy(&mut self, id: u32) -> Result<u32> {
-        let (chosen, unread) = self.step(id, |runner, logits| match runner.likeliest()? {
-            Some(chosen) => Ok((chosen, true)),
-            // Of numbers out of range this says which.
-            None => runner.logits(0..1, logits).and_then(|()| Ok((likeliest(logits)?, false))),
-        })?;
+        let mut chosen = [0];
+        let unread = self.step(id, |runner, logits| choose(runner, logits, &mut chosen))?;
         self.logits_unread = unread;
-        Ok(chosen)
+        Ok(chosen[0])
     }
 
     /// Runs one token; `end` takes what is wanted after it, with room for logits.
@@ -245,19 +282,17 @@ impl<'m> Session<'m> {
         id: u32,
         end: impl FnOnce(&mut (dyn Run + 'm), &mut [f32]) -> Result<T> + Send,
     ) -> Result<T> {
-        self.check_request(&[id])?;
-        let rotary = (&self.frequencies.0[..], self.frequencies.1);
-        let (runner, logits) = (&mut *self.runner, &mut self.logits);
-        let position = self.len;
+        self.sequence.check(&[id])?;
+        let (runner, logits, row) = (&mut *self.runner, &mut self.logits, self.sequence.row(id));
         logits.resize(self.model.config.vocab, 0.0);
         // Inside the thread pool: a step is hundreds of small parallel loops, and each would be handed over to the pool by itself.
         let ended = rayon::scope(|_| {
-            runner.decode(id, position, rotary)?;
+            runner.decode(&mut [row])?;
             end(runner, logits)
         });
         self.logits_unread = false;
         match ended {
-            Ok(_) => self.len += 1,
+            Ok(_) => self.sequence.len += 1,
             Err(_) => self.forget_logits(),
         }
         ended
@@ -266,25 +301,6 @@ impl<'m> Session<'m> {
     fn forget_logits(&mut self) {
         self.logits.clear();
         self.logits_unread = false;
-    }
-
-    fn check_request(&self, ids: &[u32]) -> Result<()> {
-        if ids.is_empty() {
-            return Err(Error::Request("the prompt is empty".into()));
-        }
-        let vocab = self.model.config.vocab;
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::Request(format!("token id {id} is outside the model's vocabulary of {vocab}")));
-        }
-        if ids.len() > self.options.context - self.len {
-            return Err(Error::Request(format!(
-                "{} tokens do not fit: the session holds {} and {} are used",
-                ids.len(),
-                self.options.context,
-                self.len
-            )));
-        }
-        Ok(())
     }
 
     /// Runs the chunks of a prefill; `after` is called when a chunk's residual stream is in the workspace, with its range of `ids`. Changes
@@ -298,7 +314,7 @@ impl<'m> Session<'m> {
         cancel: &AtomicBool,
         after: &mut dyn FnMut(&mut Self, std::ops::Range<usize>) -> Result<()>,
     ) -> Result<(Seconds, Vec<Vec<Vec<HeadReport>>>)> {
-        self.check_request(ids)?;
+        self.sequence.check(ids)?;
         // A pass that fails leaves them as they were, but not what they are made of.
         self.logits()?;
         let (layers, heads) = (self.model.config.layers, self.model.config.heads);
@@ -307,7 +323,7 @@ impl<'m> Session<'m> {
         let (mut total, mut reports) = (Seconds::default(), vec![]);
         for (chunk, part) in ids.chunks(step).enumerate() {
             let first = chunk * step;
-            let start = self.len + first;
+            let start = self.sequence.len + first;
             let share = |rows: usize| rows as f64 / ids.len() as f64;
             let before = share(first);
             let mut observe = |done: f64| {
@@ -328,7 +344,7 @@ impl<'m> Session<'m> {
             };
             let pass = Pass {
                 start,
-                rotary: (&self.frequencies.0, self.frequencies.1),
+                rotary: (&self.sequence.frequencies.0, self.sequence.frequencies.1),
                 heads: &of_layer,
                 options: Options {
                     dense_fallback: self.options.dense_fallback,
@@ -340,11 +356,25 @@ impl<'m> Session<'m> {
                 before_attention: before_attention.as_mut().map(|look| &mut **look as BeforeAttention<'_>),
                 observe: &mut observe,
             };
-            let PassReport { seconds, layers } = self.runner.prefill(part, pass)?;
+            let PassReport { seconds, layers } = self.runner.prefill(&mut self.sequence.cache, part, pass)?;
             total.add_all(&seconds);
             reports.push(layers);
             after(self, first..first + part.len())?;
         }
         Ok((total, reports))
     }
+}
+
+/// Chooses the likeliest token of each row of the last step, on the device where it does so; whether the logits stayed there.
+fn choose(runner: &mut dyn Run, logits: &mut [f32], chosen: &mut [u32]) -> Result<bool> {
+    if runner.likeliest(chosen)? {
+        return Ok(true);
+    }
+    runner.logits(0..chosen.len(), logits)?;
+    let vocab = logits.len() / chosen.len();
+    for (chosen, logits) in chosen.iter_mut().zip(logits.chunks_exact(vocab)) {
+        // Of numbers out of range this says which.
+        *chosen = likeliest(logits)?;
+    }
+    Ok(false)
 }

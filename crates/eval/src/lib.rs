@@ -7,6 +7,7 @@
 //!
 //! Answers are scored as each benchmark's own code does it ([`metrics`]); what cannot be scored so is refused.
 
+mod batch;
 pub mod compare;
 mod error;
 mod fixed;

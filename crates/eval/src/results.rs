@@ -57,7 +57,7 @@ pub struct Answer {
     pub prefill_s: f64,
     /// Seconds of attention and of building its indexes, of these.
     pub attention_s: f64,
-    /// Seconds of generating.
+    /// Seconds of generating: of the steps up to the answer's last token, which it shares with the other answers of its batch.
     pub decode_s: f64,
 }
 

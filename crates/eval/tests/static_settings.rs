@@ -1,79 +1,21 @@
 //! Settings that read with the indexes of another sample's prompt, on a small model with random weights: on the CPU and, where there is one, on
 //! a CUDA device. `SPEEDREAD_REQUIRE_CUDA=1` makes its absence a failure.
 
-use std::io::Write;
-use std::path::Path;
+mod common;
+
 use std::sync::atomic::AtomicBool;
 
-use serde_json::json;
+use common::{NEW, ids, model, open, sample, settings};
 use speedread_engine::device::DeviceChoice;
 use speedread_engine::generate::generate;
-use speedread_engine::model::{Model, ModelOptions};
+use speedread_engine::model::Model;
 use speedread_engine::sampler::{Sampler, SamplerOptions};
 use speedread_engine::session::{AttentionChoice, Session, SessionOptions};
-use speedread_engine::synthetic;
-use speedread_eval::header::Header;
-use speedread_eval::metrics::Metric;
 use speedread_eval::perplexity::{self, Perplexity, Text};
-use speedread_eval::results::{Answer, Record, ResultsFile};
+use speedread_eval::results::{Answer, ResultsFile};
 use speedread_eval::runner;
 use speedread_eval::sample::{Prompt, Sample};
 use speedread_eval::setting::Setting;
-
-const NEW: usize = 4;
-
-/// A model that seems to lie at `path`; `None` where its device cannot be used and is not required.
-fn model(device: DeviceChoice, path: &Path) -> Option<Model> {
-    let mut config = synthetic::config("llama-3.2-1b").unwrap();
-    (config.layers, config.hidden, config.feed_forward, config.vocab) = (2, 128, 256, 256);
-    (config.heads, config.kv_heads, config.head_dim, config.rope.dim) = (4, 2, 64, 64);
-    let options = ModelOptions { device, ..ModelOptions::default() };
-    match Model::with_random_weights(config, path.into(), &options) {
-        Ok(model) => Some(model),
-        Err(error) => {
-            let required = std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_some_and(|value| value == "1");
-            assert!(!required && device != DeviceChoice::Cpu, "{error}");
-            // Not eprintln!, which the test harness hides.
-            std::io::stderr().write_all(format!("CUDA tests skipped: {error}\n").as_bytes()).unwrap();
-            None
-        }
-    }
-}
-
-fn ids(count: usize, seed: usize) -> Vec<u32> {
-    (0..count).map(|i| ((i * i * 31 + i * seed + 3) % 256) as u32).collect()
-}
-
-fn sample(task: &str, number: usize, tokens: usize) -> Sample {
-    Sample {
-        id: format!("{task}:{number}"),
-        task: task.into(),
-        length: Some(1024),
-        depth: None,
-        prompt: Prompt::Ids(ids(tokens, 7 * number + task.len())),
-        answers: vec!["x".into()],
-        classes: vec![],
-        metric: Metric::QaF1,
-        first_line: false,
-        max_new_tokens: NEW,
-    }
-}
-
-/// Dense, a pattern, and the pattern with indexes of another prompt.
-fn settings(pattern: &str) -> Vec<Setting> {
-    let base = SessionOptions { dense_fallback: false, ..SessionOptions::new(0) };
-    let of = |name: String| Setting::new(name, AttentionChoice::Pattern(pattern.parse().unwrap()), &base);
-    vec![
-        Setting::new("dense", AttentionChoice::Dense, &base),
-        of(pattern.into()),
-        of(format!("static:{pattern}")).fixed().unwrap(),
-    ]
-}
-
-fn open<R: Record>(model: &Model, settings: &[Setting], path: &Path) -> (ResultsFile, Vec<R>) {
-    let header = Header::new(R::KIND, model, settings, &[], None, json!({})).unwrap();
-    ResultsFile::open(path, &header).unwrap()
-}
 
 /// The answer to a prompt that is read with the indexes of another.
 fn by_hand(model: &Model, setting: &Setting, prompt: &Sample, source: &Sample) -> (String, f64) {
@@ -99,7 +41,9 @@ fn check(device: DeviceChoice, pattern: &str) {
         [sample("a", 0, 900), sample("a", 1, 700), sample("bb", 0, 800), sample("a", 2, 1000), sample("bb", 1, 640)];
     let cancel = AtomicBool::new(false);
     let run = |file: &mut ResultsFile, samples: &[Sample]| {
-        runner::run(&model, samples, &settings, file, &mut |_| {}, &cancel)
+        // So few rows that the CPU multiplies each as if it were alone.
+        let batch = if device == DeviceChoice::Cpu { 3 } else { 1 };
+        runner::run(&model, samples, &settings, Some(batch), file, &mut |_| {}, &cancel)
     };
     let (mut file, _) = open::<Answer>(&model, &settings, &path("answers"));
     // A sample alone has no other prompt: nothing is run.

@@ -7,7 +7,7 @@
 //! [`prefill`] is the whole way for data on the host, with the shapes and options of [`crate::prefill`]; indexes are estimated on the
 //! host. Data on the device goes through [`Attention::prefill`], which builds the indexes there ([`Attention::prefill_batch`] for several
 //! prompts), or, with a plan made on the host, through [`Attention::attend`]; a decode step's through [`Attention::decode`], or
-//! [`Attention::decode_coded`] over quantised keys and values.
+//! [`Attention::decode_coded`] over quantised keys and values, and steps of several sequences through [`Attention::decode_rows`].
 
 mod attention;
 mod batch;
@@ -22,12 +22,12 @@ mod tensor;
 pub use attention::{Attention, DeviceOptions};
 pub use batch::Sequence;
 pub use compare::CompareBytes;
-pub use decode::DecodeWorkspace;
+pub use decode::{DecodeRow, DecodeWorkspace};
 pub use index::{CallShape, Snapshot, Workspace};
 pub use kernels::{HEAD_DIMS, KernelKind};
 pub use plan::{ColumnMask, DevicePlan, Plan, WorkItem};
 pub use prefill::prefill;
-pub use tensor::{AttentionElement, CodeType, CodedRows, DeviceRows, DeviceRowsMut};
+pub use tensor::{AttentionElement, CachedRows, CodeType, CodedRows, DeviceRows, DeviceRowsMut};
 
 use crate::index::TileShape;
 

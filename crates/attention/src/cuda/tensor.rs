@@ -168,6 +168,25 @@ impl<'a> CodedRows<'a> {
     }
 }
 
+/// Keys and values as a decode step reads them.
+#[derive(Debug, Clone, Copy)]
+pub enum CachedRows<'a> {
+    /// In the type of its queries.
+    Bf16([DeviceRows<'a, half::bf16>; 2]),
+    /// In codes of 8 bits.
+    Coded([CodedRows<'a>; 2]),
+}
+
+impl CachedRows<'_> {
+    /// The last `count` rows, or all if there are fewer; `count` is at least 1.
+    pub fn tail(self, count: usize) -> Self {
+        match self {
+            Self::Bf16(rows) => Self::Bf16(rows.map(|rows| rows.tail(count))),
+            Self::Coded(rows) => Self::Coded(rows.map(|rows| rows.tail(count))),
+        }
+    }
+}
+
 /// A mutable view of a `[rows, heads, dim]` tensor on the device; the last dimension is contiguous. Strides are in elements.
 #[derive(Debug)]
 pub struct DeviceRowsMut<'a, T> {

@@ -19,7 +19,8 @@ Every answer is added to the file of results at once; the same command goes on w
 const TASK_EXAMPLES: &str = "Examples:
   speedread eval ruler ruler-8k/*.jsonl -o results.jsonl
   speedread eval ruler niah_multikey_1.jsonl vt.jsonl --samples 25 --attention dense --attention patterns:mine.json -o results.jsonl
-  speedread eval ruler ruler-8k/*.jsonl --attention dense --attention auto --attention static:auto -o results.jsonl";
+  speedread eval ruler ruler-8k/*.jsonl --attention dense --attention auto --attention static:auto -o results.jsonl
+  speedread eval ruler ruler-4k/*.jsonl --device cuda --batch 32 -o results.jsonl";
 
 const LONGBENCH_EXAMPLES: &str = "Prompts:
   A JSON object of data sets and their prompts, with the places {context} and {input}. LongBench's own config/dataset2prompt.json is one.
@@ -141,6 +142,21 @@ pub struct SampleArgs {
     pub max_new_tokens: Option<NonZeroUsize>,
 }
 
+/// How answers are generated.
+#[derive(Debug, Args)]
+pub struct BatchArgs {
+    /// Answers decoded together, a token of each a step, after their prompts were read one by one: as many caches are in memory. Answers are
+    /// those of one by one but for the rounding of larger products [default: 1 on the CPU; on CUDA devices 8, or as many as fit]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<NonZeroUsize>,
+}
+
+impl BatchArgs {
+    pub fn size(&self) -> Option<usize> {
+        self.batch.map(NonZeroUsize::get)
+    }
+}
+
 /// How a table is shown.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Table")]
@@ -163,6 +179,8 @@ pub struct TaskArgs {
     pub output: PathBuf,
     #[command(flatten)]
     pub samples: SampleArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
     #[command(flatten)]
     pub settings: SettingArgs,
     #[command(flatten)]
@@ -207,6 +225,8 @@ pub struct NeedlesArgs {
     #[arg(long, value_name = "FILE")]
     pub png: Option<PathBuf>,
     #[command(flatten)]
+    pub batch: BatchArgs,
+    #[command(flatten)]
     pub settings: SettingArgs,
     #[command(flatten)]
     pub table: TableArgs,
@@ -248,6 +268,8 @@ pub struct CompareArgs {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub samples: SampleArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
     #[command(flatten)]
     pub settings: SettingArgs,
     #[command(flatten)]

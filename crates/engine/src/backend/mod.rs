@@ -50,6 +50,30 @@ pub struct HeadShape {
     pub layout: RopeLayout,
 }
 
+/// Consecutive positions of a sequence, and how queries and keys there are rotated.
+#[derive(Debug, Clone, Copy)]
+pub struct Positions<'a> {
+    /// The frequency of every pair of components.
+    pub frequencies: &'a [f64],
+    /// Factor on cosines and sines.
+    pub scale: f64,
+    /// The first position.
+    pub start: usize,
+    /// How many there are.
+    pub rows: usize,
+}
+
+/// The next token of a sequence, which is a row of a decode step.
+#[derive(Debug)]
+pub struct Row<'a, Cache> {
+    /// The token.
+    pub id: u32,
+    /// Where it stands, and how it is rotated: one position.
+    pub at: Positions<'a>,
+    /// Keys and values of the positions before it, and room for its own.
+    pub cache: &'a mut Cache,
+}
+
 /// A weight matrix to multiply with and the rows its product goes to.
 pub struct Product<'a, B: Backend> {
     /// The weights.
@@ -74,8 +98,8 @@ pub trait Backend: Sized + Send {
     type Linear: Send + Sync;
     /// A vector of norm weights.
     type Vector: Send + Sync;
-    /// The key/value cache of a session.
-    type Cache: Send;
+    /// The key/value cache of a sequence.
+    type Cache: Send + 'static;
 
     /// Starts a pass: its clock, and the reports of its attention.
     fn begin(&mut self) -> Result<()>;
@@ -106,11 +130,11 @@ pub trait Backend: Sized + Send {
     /// Allocates a cache.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
 
-    /// Prepares the rotary embedding of the positions `start .. start + rows`.
-    fn rotary(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) -> Result<()>;
+    /// Prepares the rotary embedding of the rows of a pass: those of each run of positions after those of the one before.
+    fn rotary(&mut self, runs: &[Positions<'_>]) -> Result<()>;
 
-    /// `out[i] = table[ids[i]]`; every id is below the table's row count.
-    fn embed(&mut self, table: &Self::Linear, ids: &[u32], out: &mut Self::Buffer) -> Result<()>;
+    /// `out[row + i] = table[ids[i]]`; every id is below the table's row count.
+    fn embed(&mut self, table: &Self::Linear, ids: &[u32], out: &mut Self::Buffer, row: usize) -> Result<()>;
     /// `out[i] = x[rows.start + i] / rms(x[rows.start + i]) * weight`
     fn rms_norm(
         &mut self,
@@ -132,8 +156,8 @@ pub trait Backend: Sized + Send {
     fn linear(&mut self, x: &Self::Buffer, rows: Range<usize>, products: &mut [Product<'_, Self>]) -> Result<()>;
     /// `out[row + i] += weight x[rows.start + i] + bias`: a projection that joins the residual stream.
     fn linear_add(&mut self, x: &Self::Buffer, rows: Range<usize>, product: Product<'_, Self>) -> Result<()>;
-    /// Rotates the queries `q[rows]` in place and as many keys `k[0..]`, and appends keys and values to the cache at `position`; what `k`
-    /// holds afterwards is left open. `rows` count from the first position given to [`rotary`](Self::rotary).
+    /// Rotates the queries `q[rows]` in place and as many keys `k[kv_row..]`, and appends keys and values to the cache at `position`; what
+    /// these rows of `k` hold afterwards is left open. `rows` count as those of [`rotary`](Self::rotary).
     #[allow(clippy::too_many_arguments)]
     fn rope_append(
         &mut self,
@@ -141,11 +165,27 @@ pub trait Backend: Sized + Send {
         k: &mut Self::Buffer,
         v: &Self::Buffer,
         rows: Range<usize>,
+        kv_row: usize,
         heads: HeadShape,
         cache: &mut Self::Cache,
         layer: usize,
         position: usize,
     ) -> Result<()>;
+    /// [`rope_append`](Self::rope_append) for the rows of a decode step: the first of `q`, `k` and `v`, each at its position of its own cache.
+    fn decode_append(
+        &mut self,
+        q: &mut Self::Buffer,
+        k: &mut Self::Buffer,
+        v: &Self::Buffer,
+        heads: HeadShape,
+        rows: &mut [Row<'_, Self::Cache>],
+        layer: usize,
+    ) -> Result<()> {
+        for (n, Row { at, cache, .. }) in rows.iter_mut().enumerate() {
+            self.rope_append(q, k, v, n..n + 1, n, heads, cache, layer, at.start)?;
+        }
+        Ok(())
+    }
     /// Replaces the first `rows` rows of `q` by causal attention over the first `len` positions of the cache; the last query stands at
     /// position `len - 1`. What the heads did, and the seconds it took, are part of the pass's report.
     #[allow(clippy::too_many_arguments)]
@@ -159,13 +199,13 @@ pub trait Backend: Sized + Send {
         heads: Heads<'_>,
         options: &Options<'_>,
     ) -> Result<()>;
-    /// [`attend`](Self::attend) for one new token: dense over the nearest `window` keys (`None` = all), without a report.
+    /// [`attend`](Self::attend) for one new token of each of some sequences, the first rows of `q`: each over the cache of its own, up to its
+    /// position, dense over the nearest `window` keys (`None` = all), without a report.
     fn decode_attend(
         &mut self,
         q: &mut Self::Buffer,
-        cache: &Self::Cache,
+        rows: &[Row<'_, Self::Cache>],
         layer: usize,
-        len: usize,
         window: Option<usize>,
     ) -> Result<()>;
     /// `gate[i] = silu(gate[i]) * up[i]` for the first `rows` rows.
@@ -174,10 +214,10 @@ pub trait Backend: Sized + Send {
     fn add(&mut self, x: &mut Self::Buffer, rows: Range<usize>, y: &Self::Buffer) -> Result<()>;
     /// The logits of the first `rows` rows of `x`: `out` is `[rows, vocabulary]`, in host memory.
     fn logits(&mut self, weight: &Self::Linear, x: &Self::Buffer, rows: usize, out: &mut [f32]) -> Result<()>;
-    /// The token of the largest logit of the first row of `x`, the lowest of equals; `None` where the device leaves the choice to the host,
-    /// as the default does, or has found nothing to choose: [`logits`](Self::logits) show it.
-    fn likeliest(&mut self, _weight: &Self::Linear, _x: &Self::Buffer) -> Result<Option<u32>> {
-        Ok(None)
+    /// The tokens of the largest logits of the first rows of `x`, one each, the lowest of equals. False where the device leaves the choice to
+    /// the host, as the default does, or has found nothing to choose in a row: [`logits`](Self::logits) show it.
+    fn likeliest(&mut self, _weight: &Self::Linear, _x: &Self::Buffer, _chosen: &mut [u32]) -> Result<bool> {
+        Ok(false)
     }
     /// The first `rows` rows of a buffer.
     fn read(&mut self, x: &Self::Buffer, rows: usize) -> Result<Vec<f32>>;

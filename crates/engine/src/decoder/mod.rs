@@ -2,7 +2,7 @@
 //!
 //! A prefill runs layer by layer over all rows of a chunk. Within a layer the matrix products run in blocks of rows ([`block_rows`]): only the
 //! residual stream `x` and the queries `q` (which attention replaces by its output) exist for every row, everything wider exists for one
-//! block. A decode step is the same with one row.
+//! block. A decode step is the same with one row, or with a row of each of some sequences: only rotation, cache and attention are by sequence.
 
 mod synthetic;
 mod weights;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use speedread_attention::{Heads, Options};
 
-use crate::backend::{AtLayer, Backend, BlockSize, HeadShape, PassReport, Phase, Product, Role, Seen};
+use crate::backend::{AtLayer, Backend, BlockSize, HeadShape, PassReport, Phase, Positions, Product, Role, Row, Seen};
 use crate::config::ModelConfig;
 use crate::device::Source;
 use crate::synthetic::SINKS;
@@ -159,12 +159,17 @@ impl<B: Backend> Decoder<B> {
         let most = block_rows(&self.config, rows, &B::BLOCK);
         let cancel = pass.options.cancel;
         backend.begin()?;
-        backend.rotary(pass.rotary.0, pass.rotary.1, pass.start as u64, rows)?;
-        self.embed(backend, work, ids, pass.start)?;
+        let (frequencies, scale) = pass.rotary;
+        backend.rotary(&[Positions { frequencies, scale, start: pass.start, rows }])?;
+        backend.embed(&self.weights.embedding, ids, &mut work.x, 0)?;
+        self.embed_sinks(backend, work, 0, pass.start, rows)?;
         for (n, layer) in self.weights.layers.iter().enumerate() {
             for block in blocks(rows, most) {
                 check(cancel)?;
-                self.project(backend, work, cache, n, block, pass.start)?;
+                self.project(backend, work, layer, block.clone())?;
+                let position = pass.start + block.start;
+                backend.rope_append(&mut work.q, &mut work.k, &work.v, block, 0, self.heads(), cache, n, position)?;
+                backend.mark(Phase::Other)?;
             }
             if let Some(look) = pass.before_attention.as_mut() {
                 let seen = Seen { q: &work.q, rows, cache: &*cache, layer: n, len: pass.start + rows };
@@ -190,51 +195,58 @@ impl<B: Backend> Decoder<B> {
         backend.finish()
     }
 
-    /// Runs one token at `position`.
+    /// Runs the next token of each of some sequences, at most a block of [`block_rows`].
     pub(crate) fn decode(
         &self,
         backend: &mut B,
         work: &mut Workspace<B>,
-        cache: &mut B::Cache,
-        id: u32,
-        position: usize,
-        rotary: (&[f64], f64),
+        rows: &mut [Row<'_, B::Cache>],
     ) -> Result<()> {
-        backend.rotary(rotary.0, rotary.1, position as u64, 1)?;
-        self.embed(backend, work, &[id], position)?;
+        let (ids, positions): (Vec<u32>, Vec<_>) = rows.iter().map(|row| (row.id, row.at)).unzip();
+        backend.rotary(&positions)?;
+        backend.embed(&self.weights.embedding, &ids, &mut work.x, 0)?;
+        for (i, at) in positions.iter().enumerate() {
+            self.embed_sinks(backend, work, i, at.start, 1)?;
+        }
         for (n, layer) in self.weights.layers.iter().enumerate() {
-            self.project(backend, work, cache, n, 0..1, position)?;
-            backend.decode_attend(&mut work.q, cache, n, position + 1, self.config.window(n))?;
-            self.feed(backend, work, layer, 0..1)?;
+            self.project(backend, work, layer, 0..rows.len())?;
+            backend.decode_append(&mut work.q, &mut work.k, &work.v, self.heads(), rows, n)?;
+            backend.mark(Phase::Other)?;
+            backend.decode_attend(&mut work.q, rows, n, self.config.window(n))?;
+            self.feed(backend, work, layer, 0..rows.len())?;
         }
         Ok(())
     }
 
-    /// The residual stream of tokens from position `start` on, in front of the first layer.
-    fn embed(&self, backend: &mut B, work: &mut Workspace<B>, ids: &[u32], start: usize) -> Result<()> {
-        backend.embed(&self.weights.embedding, ids, &mut work.x)?;
+    /// Puts the sinks, where the weights have some, in the place of the embeddings of `rows` rows from `row` on, which stand at `start` and
+    /// after it.
+    fn embed_sinks(
+        &self,
+        backend: &mut B,
+        work: &mut Workspace<B>,
+        row: usize,
+        start: usize,
+        rows: usize,
+    ) -> Result<()> {
         match &self.weights.sinks {
             Some(sinks) if start < SINKS => {
-                let end = SINKS.min(start + ids.len());
+                let end = SINKS.min(start + rows);
                 let positions: Vec<u32> = (start as u32..end as u32).collect();
-                backend.embed(sinks, &positions, &mut work.x)
+                backend.embed(sinks, &positions, &mut work.x, row)
             }
             _ => Ok(()),
         }
     }
 
-    /// Queries, keys and values of a block of rows; keys and values go to the cache.
-    #[allow(clippy::too_many_arguments)]
+    /// Queries, keys and values of a block of rows, before they are rotated.
     fn project(
         &self,
         backend: &mut B,
         work: &mut Workspace<B>,
-        cache: &mut B::Cache,
-        n: usize,
+        layer: &LayerWeights<B>,
         rows: Range<usize>,
-        start: usize,
     ) -> Result<()> {
-        let (layer, eps, count) = (&self.weights.layers[n], self.config.norm_eps, rows.len());
+        let (eps, count) = (self.config.norm_eps, rows.len());
         backend.rms_norm(&work.x, rows.clone(), &layer.attn_norm, eps, &mut work.normed)?;
         backend.mark(Phase::Other)?;
         let mut products = [
@@ -245,15 +257,16 @@ impl<B: Backend> Decoder<B> {
         backend.linear(&work.normed, 0..count, &mut products)?;
         backend.mark(Phase::Linear)?;
         if let Some(norm) = &layer.q_norm {
-            backend.rms_norm_in_place(&mut work.q, rows.clone(), norm, eps)?;
+            backend.rms_norm_in_place(&mut work.q, rows, norm, eps)?;
         }
         if let Some(norm) = &layer.k_norm {
             backend.rms_norm_in_place(&mut work.k, 0..count, norm, eps)?;
         }
-        let heads = HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout };
-        let position = start + rows.start;
-        backend.rope_append(&mut work.q, &mut work.k, &work.v, rows, heads, cache, n, position)?;
-        backend.mark(Phase::Other)
+        Ok(())
+    }
+
+    fn heads(&self) -> HeadShape {
+        HeadShape { dim: self.config.head_dim, layout: self.config.rope.layout }
     }
 
     /// Output projection, residual, norm, feed-forward and residual of a block of rows.
@@ -335,9 +348,9 @@ impl<B: Backend> Decoder<B> {
         backend.logits(self.weights.output(), &work.normed, count, out)
     }
 
-    /// The token of the largest logit of the first row of the last pass, if the device chooses: [`Backend::likeliest`].
-    pub(crate) fn likeliest(&self, backend: &mut B, work: &mut Workspace<B>) -> Result<Option<u32>> {
-        backend.rms_norm(&work.x, 0..1, &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
-        backend.likeliest(self.weights.output(), &work.normed)
+    /// The tokens of the largest logits of the first rows of the last pass, if the device chooses: [`Backend::likeliest`].
+    pub(crate) fn likeliest(&self, backend: &mut B, work: &mut Workspace<B>, chosen: &mut [u32]) -> Result<bool> {
+        backend.rms_norm(&work.x, 0..chosen.len(), &self.weights.norm, self.config.norm_eps, &mut work.normed)?;
+        backend.likeliest(self.weights.output(), &work.normed, chosen)
     }
 }

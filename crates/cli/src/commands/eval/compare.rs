@@ -28,7 +28,7 @@ pub fn run(mut args: CompareArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     }
     let (model, settings) = super::open(&args.settings, interrupt)?;
     let job = tasks::job(&model, &settings, from, &args.samples, &output, interrupt);
-    tasks::report(&job, &samples, &args.table)
+    tasks::report(&job, &samples, &args.batch, &args.table)
 }
 
 /// The table of files of results of one model. Files of the same samples go together: each adds its settings to what is compared.

@@ -19,7 +19,7 @@ use speedread_eval::runner::{self, RunProgress};
 use speedread_eval::sample::Sample;
 use speedread_eval::setting::Setting;
 
-use crate::args::eval::{EvalArgs, EvalCommand, SettingArgs, SettingAttention, parse_setting};
+use crate::args::eval::{BatchArgs, EvalArgs, EvalCommand, SettingArgs, SettingAttention, parse_setting};
 use crate::context::{Interrupt, bar, open_model};
 use crate::input::{self, Document};
 
@@ -88,10 +88,11 @@ impl Job<'_> {
     }
 
     /// Answers samples with all settings; returns their answers, those of earlier runs included.
-    fn answer(&self, samples: &[Sample]) -> anyhow::Result<Vec<Answer>> {
+    fn answer(&self, samples: &[Sample], batch: &BatchArgs) -> anyhow::Result<Vec<Answer>> {
         let (mut file, mut answers) = self.open::<Answer>()?;
         let new = self.watch(|observer| {
-            runner::run(self.model, samples, self.settings, &mut file, observer, self.interrupt.flag())
+            let cancel = self.interrupt.flag();
+            runner::run(self.model, samples, self.settings, batch.size(), &mut file, observer, cancel)
         })?;
         answers.extend(new);
         // An earlier run may have had more samples.

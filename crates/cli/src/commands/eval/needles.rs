@@ -44,7 +44,7 @@ pub fn run(args: NeedlesArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         output: &args.output,
         interrupt,
     };
-    let answers = job.answer(&samples)?;
+    let answers = job.answer(&samples, &args.batch)?;
     let names: Vec<String> = settings.iter().map(|setting| setting.name.clone()).collect();
     let found: Vec<Found> = names.iter().map(|name| of_setting(&grid, &answers, name)).collect();
     let comparison = compare(&names, &answers);

@@ -12,7 +12,7 @@ use speedread_eval::setting::Setting;
 use speedread_eval::templates::Templates;
 
 use super::{Job, numbers, table};
-use crate::args::eval::{SampleArgs, TableArgs, TaskArgs};
+use crate::args::eval::{BatchArgs, SampleArgs, TableArgs, TaskArgs};
 use crate::context::Interrupt;
 use crate::output;
 
@@ -21,7 +21,7 @@ pub fn run(args: TaskArgs, prompts: Option<PathBuf>, format: Format, interrupt: 
     let samples = samples(format, from, &args.samples)?;
     let (model, settings) = super::open(&args.settings, interrupt)?;
     let job = job(&model, &settings, from, &args.samples, &args.output, interrupt);
-    report(&job, &samples, &args.table)
+    report(&job, &samples, &args.batch, &args.table)
 }
 
 /// The files that samples come from.
@@ -60,8 +60,8 @@ pub fn job<'a>(
 }
 
 /// Runs, and shows the table.
-pub fn report(job: &Job<'_>, samples: &[Sample], args: &TableArgs) -> anyhow::Result<()> {
-    let answers = job.answer(samples)?;
+pub fn report(job: &Job<'_>, samples: &[Sample], batch: &BatchArgs, args: &TableArgs) -> anyhow::Result<()> {
+    let answers = job.answer(samples, batch)?;
     let names: Vec<String> = job.settings.iter().map(|setting| setting.name.clone()).collect();
     show(&compare(&names, &answers), job.json(), args)
 }

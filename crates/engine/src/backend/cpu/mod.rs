@@ -11,7 +11,10 @@ use rayon::prelude::*;
 use speedread_attention::compare::{Deviation, Plan, compare};
 use speedread_attention::{HeadReport, Heads, Kernel, Options, Rows, RowsMut, prefill_heads};
 
-use super::{Backend, BlockSize, HeadShape, HostCache, HostClock, HostView, PassReport, Phase, Product, Role, Seen};
+use super::{
+    Backend, BlockSize, HeadShape, HostCache, HostClock, HostView, PassReport, Phase, Positions, Product, Role, Row,
+    Seen,
+};
 use crate::kv_cache::{CacheShape, KvCache, View};
 use crate::rope::{RopeLayout, RotaryTable};
 use crate::synthetic;
@@ -170,14 +173,18 @@ impl Backend for CpuBackend {
         KvCache::new(shape)
     }
 
-    fn rotary(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) -> Result<()> {
-        self.rotary.fill(frequencies, scale, start, rows);
+    fn rotary(&mut self, runs: &[Positions<'_>]) -> Result<()> {
+        let mut first = 0;
+        for &Positions { frequencies, scale, start, rows } in runs {
+            self.rotary.fill(first, frequencies, scale, start as u64, rows);
+            first += rows;
+        }
         Ok(())
     }
 
-    fn embed(&mut self, table: &CpuLinear, ids: &[u32], out: &mut CpuBuffer) -> Result<()> {
+    fn embed(&mut self, table: &CpuLinear, ids: &[u32], out: &mut CpuBuffer, row: usize) -> Result<()> {
         let columns = out.columns;
-        per_rows(out.rows_mut(0..ids.len()), columns, |first, out| {
+        per_rows(out.rows_mut(row..row + ids.len()), columns, |first, out| {
             for (row, &id) in out.chunks_exact_mut(columns).zip(&ids[first..]) {
                 table.weight.dequantize_rows(id as usize..id as usize + 1, row);
             }
@@ -270,6 +277,7 @@ impl Backend for CpuBackend {
         k: &mut CpuBuffer,
         v: &CpuBuffer,
         rows: Range<usize>,
+        kv_row: usize,
         heads: HeadShape,
         cache: &mut KvCache,
         layer: usize,
@@ -287,11 +295,12 @@ impl Backend for CpuBackend {
                 }
             });
         };
+        let of_kv = kv_row..kv_row + rows.len();
         let columns = q.columns;
         rotate(q.rows_mut(rows.clone()), columns);
         let columns = k.columns;
-        rotate(k.rows_mut(0..rows.len()), columns);
-        cache.append(layer, position, rows.len(), k.rows(0..rows.len()), v.rows(0..rows.len()))
+        rotate(k.rows_mut(of_kv.clone()), columns);
+        cache.append(layer, position, rows.len(), k.rows(of_kv.clone()), v.rows(of_kv))
     }
 
     fn attend(
@@ -341,21 +350,22 @@ impl Backend for CpuBackend {
     fn decode_attend(
         &mut self,
         q: &mut CpuBuffer,
-        cache: &KvCache,
+        rows: &[Row<'_, KvCache>],
         layer: usize,
-        len: usize,
         window: Option<usize>,
     ) -> Result<()> {
-        let near = window.unwrap_or(len);
-        let columns = q.columns;
-        self.temporary.resize(columns, 0.0);
-        let (query, out) = (&q.data[..columns], &mut self.temporary);
-        match cache.view(layer, 0, cache.shape().heads, len)? {
-            View::F32(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
-            View::F16(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
-            View::Bf16(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
-        }?;
-        q.data[..columns].copy_from_slice(&self.temporary);
+        self.temporary.resize(q.columns, 0.0);
+        for (n, Row { at, cache, .. }) in rows.iter().enumerate() {
+            let len = at.start + 1;
+            let near = window.unwrap_or(len);
+            let (query, out) = (q.rows_mut(n..n + 1), &mut self.temporary);
+            match cache.view(layer, 0, cache.shape().heads, len)? {
+                View::F32(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
+                View::F16(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
+                View::Bf16(k, v) => speedread_attention::decode(query, k.tail(near), v.tail(near), None, out),
+            }?;
+            query.copy_from_slice(&self.temporary);
+        }
         Ok(())
     }
 
@@ -378,13 +388,13 @@ impl Backend for CpuBackend {
     }
 
     fn logits(&mut self, weight: &CpuLinear, x: &CpuBuffer, rows: usize, out: &mut [f32]) -> Result<()> {
-        let x = x.rows(0..rows);
-        match rows {
-            1 => weight.weight.matvec(x, out),
-            _ => {
-                let mut linears = [Linear::new(&weight.weight, Start::Zero, out)];
-                gemm::matmul(x, rows, &mut linears, self.precision, &mut self.scratch);
-            }
+        let (columns, x) = (x.columns, x.rows(0..rows));
+        if rows > MATVEC_ROWS {
+            let mut linears = [Linear::new(&weight.weight, Start::Zero, out)];
+            gemm::matmul(x, rows, &mut linears, self.precision, &mut self.scratch);
+        } else {
+            let outs = out.chunks_exact_mut(weight.weight.rows());
+            x.chunks_exact(columns).zip(outs).for_each(|(x, out)| weight.weight.matvec(x, out));
         }
         Ok(())
     }

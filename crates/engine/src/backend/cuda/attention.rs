@@ -3,18 +3,18 @@
 use half::bf16;
 use speedread_attention::compare::{self, Deviation};
 use speedread_attention::cuda::{
-    CallShape, DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
+    CallShape, DecodeRow, DecodeWorkspace, DeviceOptions, DeviceRows, DeviceRowsMut, Plan, Snapshot, TILE, Workspace,
 };
 use speedread_attention::{FixedHead, HeadReport, Heads, Options, Pattern, Recall, SparseIndex, plan_fixed};
 use speedread_cuda::{Buffer, Stream, View, ViewMut};
 
 use super::CudaBackend;
 use super::buffers::CudaBuffer;
-use super::cache::{CachedRows, CudaCache, WideLayer};
+use super::cache::{CudaCache, WideLayer};
 use super::clock::DeviceClock;
 use super::compare::Room;
 use super::context::CudaContext;
-use crate::backend::{Phase, Seen};
+use crate::backend::{Phase, Row, Seen};
 use crate::kv_cache::CacheShape;
 use crate::{Error, Result};
 
@@ -172,32 +172,34 @@ impl AttentionState {
         Ok(attention.compare(stream, queries, k, v, plans, Some(heads.scale), work, options.cancel)?)
     }
 
-    /// Replaces the first row of `q` by attention over the last `window` of the first `len` positions (`None` = all).
+    /// Replaces the first rows of `q` by attention of each over its cache up to its position, the last `window` keys (`None` = all).
     pub fn decode(
         &mut self,
         context: &CudaContext,
         q: &mut CudaBuffer,
-        cache: &CudaCache,
+        rows: &[Row<'_, CudaCache>],
         layer: usize,
-        len: usize,
         window: Option<usize>,
     ) -> Result<()> {
-        let heads = QueryHeads::new(q, cache, None);
-        let near = window.unwrap_or(len);
+        let Some(first) = rows.first() else { return Ok(()) };
+        let heads = QueryHeads::new(q, first.cache, None);
         let (stream, attention) = (&context.stream, &context.attention);
-        let (queries, out) = self.buffers.take(context, q, 1, heads)?;
-        let queries = DeviceRows::contiguous(queries, 1, heads.count, heads.padded)?;
-        let mut out = DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?;
-        let (scale, work) = (Some(heads.scale), &mut self.decode);
-        match cache.rows(layer, len)? {
-            CachedRows::Bf16([k, v]) => {
-                attention.decode(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
-            }
-            CachedRows::Coded([k, v]) => {
-                attention.decode_coded(stream, queries, k.tail(near), v.tail(near), scale, work, &mut out)?;
-            }
+        let (queries, mut outs) = self.buffers.take(context, q, rows.len(), heads)?;
+        let mut of_step = Vec::with_capacity(rows.len());
+        for (n, Row { at, cache, .. }) in rows.iter().enumerate() {
+            let width = heads.count * heads.padded;
+            let q = queries.slice(n * width..(n + 1) * width)?;
+            let (out, rest) = outs.split_at(width)?;
+            outs = rest;
+            let len = at.start + 1;
+            of_step.push(DecodeRow {
+                q: DeviceRows::contiguous(q, 1, heads.count, heads.padded)?,
+                cached: cache.rows(layer, len)?.tail(window.unwrap_or(len)),
+                out: DeviceRowsMut::contiguous(out, 1, heads.count, heads.padded)?,
+            });
         }
-        self.buffers.replace(context, q, 1, heads)
+        attention.decode_rows(stream, of_step, Some(heads.scale), &mut self.decode)?;
+        self.buffers.replace(context, q, rows.len(), heads)
     }
 }
 

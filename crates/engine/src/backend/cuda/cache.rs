@@ -3,7 +3,7 @@
 //! of their head, `[kv head][padded dim]`, that their layer's first rows give.
 
 use half::bf16;
-use speedread_attention::cuda::{CodeType, CodedRows, DeviceRows};
+use speedread_attention::cuda::{CachedRows, CodeType, CodedRows, DeviceRows};
 use speedread_cuda::{Buffer, Error as CudaError, Stream};
 
 use super::context::{CudaContext, padded_dim};
@@ -40,12 +40,6 @@ struct CodedLayer {
 struct Coded {
     codes: Buffer<u8>,
     scales: Buffer<f32>,
-}
-
-/// Keys and values of some positions of a layer, as a decode step reads them.
-pub(super) enum CachedRows<'a> {
-    Bf16([DeviceRows<'a, bf16>; 2]),
-    Coded([CodedRows<'a>; 2]),
 }
 
 /// Room for keys and values of one layer of a cache of codes in bf16, for all layers in turn: taken when it is first needed, at the cache's
@@ -120,7 +114,7 @@ impl CudaCache {
         })
     }
 
-    /// Keys and values of the first `len` positions.
+    /// Keys and values of the first `len` positions, as a decode step reads them.
     pub(super) fn rows(&self, layer: usize, len: usize) -> Result<CachedRows<'_>> {
         let CacheShape { heads, capacity, .. } = self.shape;
         let (dim, stride) = (self.padded, self.head_stride());

@@ -1,10 +1,10 @@
-//! Logits on the device: copied to the host, or only the token of the largest looked for, of which eight bytes are copied.
+//! Logits on the device: copied to the host, or only the token of the largest looked for, of which eight bytes a row are copied.
 
 use speedread_cuda::{Buffer, Device, Error as CudaError, Function, Pinned, Stream, View};
 
 use super::buffers::{CudaBuffer, CudaLinear};
 use super::context::CudaContext;
-use super::kernels::{Matvec, THREADS, blocks, image};
+use super::kernels::{Matvec, THREADS, blocks, fits, image};
 use super::shape;
 use crate::Result;
 
@@ -36,7 +36,7 @@ impl LikeliestKernels {
 #[derive(Debug)]
 pub(super) struct Logits {
     there: Buffer<f32>,
-    /// Ranks of the first pass, and behind them the largest.
+    /// Ranks of the first pass, row by row, and behind them each row's largest.
     ranks: Buffer<u64>,
     row: Pinned<f32>,
     rank: Pinned<u64>,
@@ -44,12 +44,7 @@ pub(super) struct Logits {
 
 impl Logits {
     pub fn new(stream: &Stream) -> Result<Self> {
-        Ok(Self {
-            there: stream.alloc(0)?,
-            ranks: stream.alloc(MOST_RANKS + 1)?,
-            row: stream.pinned(0)?,
-            rank: stream.pinned(1)?,
-        })
+        Ok(Self { there: stream.alloc(0)?, ranks: stream.alloc(0)?, row: stream.pinned(0)?, rank: stream.pinned(0)? })
     }
 
     /// Queues the product of the first `rows` rows of `x`.
@@ -84,36 +79,53 @@ impl Logits {
         Ok(())
     }
 
-    /// The token of the largest logit of the first row of `x`; `None` where the logits allow no choice.
-    pub fn likeliest(&mut self, context: &CudaContext, weight: &CudaLinear, x: &CudaBuffer) -> Result<Option<u32>> {
-        self.make(context, weight, x, 1)?;
+    /// The tokens of the largest logits of the first rows of `x`, one each; false where a row's logits allow no choice.
+    pub fn likeliest(
+        &mut self,
+        context: &CudaContext,
+        weight: &CudaLinear,
+        x: &CudaBuffer,
+        chosen: &mut [u32],
+    ) -> Result<bool> {
+        self.make(context, weight, x, chosen.len())?;
         let Self { there, ranks, rank, .. } = self;
-        likeliest(context, there.view().slice(0..weight.rows)?, ranks, rank)
+        likeliest(context, there.view().slice(0..chosen.len() * weight.rows)?, ranks, rank, chosen)
     }
 }
 
-/// The place of the largest of `logits`, the first of equals; `None` where one is out of range, or all are excluded.
+/// The places of the largest of the logits of as many rows as there are in `chosen`, each the first of equals; false where a logit is out of
+/// range, or all of a row are excluded.
 pub(super) fn likeliest(
     context: &CudaContext,
     logits: View<'_, f32>,
     ranks: &mut Buffer<u64>,
     rank: &mut Pinned<u64>,
-) -> Result<Option<u32>> {
-    let (stream, kernels, count) = (&context.stream, &context.kernels.likeliest, logits.len());
+    chosen: &mut [u32],
+) -> Result<bool> {
+    let (stream, kernels, rows) = (&context.stream, &context.kernels.likeliest, chosen.len());
+    let count = logits.len() / rows.max(1);
+    fits(
+        "rank_logits",
+        rows > 0 && logits.len() == rows * count,
+        format_args!("{} logits of {rows} rows", logits.len()),
+    )?;
+    // A grid's second size is the rows.
     let mut grid = blocks(count, THREADS as usize * THREAD_LOGITS);
-    grid[0] = grid[0].min(MOST_RANKS as u32);
+    (grid[0], grid[1]) = (grid[0].min(MOST_RANKS as u32), rows as u32);
     let parts = grid[0] as usize;
-    let (of_blocks, largest) = (0..parts, parts..parts + 1);
+    let (of_blocks, largest) = (0..rows * parts, rows * parts..rows * (parts + 1));
+    ranks.grow(largest.end)?;
+    rank.grow(rows)?;
     let to = ranks.view_mut().slice(of_blocks.clone())?;
     let first = kernels.rank_logits.launch(stream).grid(grid).block(THREADS).overlap();
-    // SAFETY: the kernel's parameters; it reads `count` logits and writes a rank a block.
+    // SAFETY: the kernel's parameters; it reads `count` logits of each row and writes a rank a block.
     unsafe { first.read(logits).arg(count as i64).write(to).run()? };
     let (from, to) = (ranks.view().slice(of_blocks)?, ranks.view().slice(largest.clone())?.address());
-    let second = kernels.largest_rank.launch(stream).grid([1; 3]).block(THREADS).overlap();
-    // SAFETY: the kernel's parameters; it reads the ranks of the first pass and writes one behind them.
+    let second = kernels.largest_rank.launch(stream).grid([rows as u32, 1, 1]).block(THREADS).overlap();
+    // SAFETY: the kernel's parameters; it reads the ranks of the first pass and writes one a row behind them.
     unsafe { second.read(from).arg(parts as i64).arg(to).run()? };
-    let rank = rank.read(ranks.view().slice(largest)?)?.first().copied().unwrap_or(0);
+    let found = rank.read(ranks.view().slice(largest)?)?;
+    chosen.iter_mut().zip(found).for_each(|(chosen, &rank)| *chosen = !(rank as u32));
     // The kernel's `Rank`.
-    let chosen = (EXCLUDED + 1..OUT_OF_RANGE).contains(&(rank >> 32));
-    Ok(chosen.then_some(!(rank as u32)))
+    Ok(found.iter().all(|rank| (EXCLUDED + 1..OUT_OF_RANGE).contains(&(rank >> 32))))
 }

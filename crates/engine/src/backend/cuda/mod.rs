@@ -21,9 +21,11 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use speedread_attention::compare::{Deviation, Plan};
 use speedread_attention::{Heads, Options};
-use speedread_cuda::{Buffer, LinearShape};
+use speedread_cuda::{Buffer, LinearShape, View, ViewMut};
 
-use super::{Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Product, Role, Seen};
+use super::{
+    Backend, BlockSize, HeadShape, HostCache, HostView, PassReport, Phase, Positions, Product, Role, Row, Seen,
+};
 use crate::kv_cache::{CacheShape, KvCache, KvType};
 use crate::weights::Matrix;
 use crate::{Error, Result};
@@ -57,6 +59,41 @@ struct Rotary {
     frequencies: Buffer<f64>,
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
+}
+
+impl Rotary {
+    /// Rows on their way into a cache at `position`; `of_table` are theirs here.
+    #[allow(clippy::too_many_arguments)]
+    fn rope<'a>(
+        &'a self,
+        of_table: Range<usize>,
+        q: ViewMut<'a, bf16>,
+        [k, v]: [View<'a, bf16>; 2],
+        heads: HeadShape,
+        cache: &'a mut CudaCache,
+        layer: usize,
+        position: usize,
+    ) -> Result<Rope<'a>> {
+        let (rows, pairs) = (of_table.len(), self.host_frequencies.len());
+        let of_table = of_table.start * pairs..of_table.end * pairs;
+        let (kv_heads, row_stride, head_stride) = (cache.shape().heads, cache.padded_dim(), cache.head_stride());
+        let HeadShape { dim, layout } = heads;
+        Ok(Rope {
+            q,
+            k,
+            v,
+            cosines: self.cosines.view().slice(of_table.clone())?,
+            sines: self.sines.view().slice(of_table)?,
+            cache: cache.places(layer, position, rows)?,
+            rows,
+            kv_heads,
+            dim,
+            pairs,
+            head_stride,
+            row_stride,
+            layout,
+        })
+    }
 }
 
 impl CudaBackend {
@@ -143,28 +180,34 @@ impl Backend for CudaBackend {
         CudaCache::new(&self.context.stream, shape)
     }
 
-    fn rotary(&mut self, frequencies: &[f64], scale: f64, start: u64, rows: usize) -> Result<()> {
+    fn rotary(&mut self, runs: &[Positions<'_>]) -> Result<()> {
         let (context, rotary) = (&self.context, &mut self.rotary);
         let stream = &context.stream;
-        if rotary.host_frequencies != frequencies {
-            rotary.frequencies = stream.upload(frequencies)?;
-            rotary.host_frequencies = frequencies.to_vec();
-        }
-        let count = rows * frequencies.len();
+        let count = runs.iter().map(|run| run.rows * run.frequencies.len()).sum();
         rotary.cosines.grow(count)?;
         rotary.sines.grow(count)?;
-        let cosines = rotary.cosines.view_mut().slice(0..count)?;
-        let sines = rotary.sines.view_mut().slice(0..count)?;
-        Ok(context.kernels.rope.table(stream, rotary.frequencies.view(), start, scale, cosines, sines)?)
+        let mut first = 0;
+        for &Positions { frequencies, scale, start, rows } in runs {
+            if rotary.host_frequencies != frequencies {
+                rotary.frequencies = stream.upload(frequencies)?;
+                rotary.host_frequencies = frequencies.to_vec();
+            }
+            let of_run = first..first + rows * frequencies.len();
+            first = of_run.end;
+            let cosines = rotary.cosines.view_mut().slice(of_run.clone())?;
+            let sines = rotary.sines.view_mut().slice(of_run)?;
+            context.kernels.rope.table(stream, rotary.frequencies.view(), start as u64, scale, cosines, sines)?;
+        }
+        Ok(())
     }
 
-    fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer) -> Result<()> {
+    fn embed(&mut self, table: &CudaLinear, ids: &[u32], out: &mut CudaBuffer, row: usize) -> Result<()> {
         let stream = &self.context.stream;
         self.ids.grow(ids.len())?;
         stream.write(ids, self.ids.view_mut().slice(0..ids.len())?)?;
         let ids = self.ids.view().slice(0..ids.len())?;
         let columns = out.columns;
-        let out = out.f32_mut(0..ids.len())?;
+        let out = out.f32_mut(row..row + ids.len())?;
         Ok(self.context.kernels.embed(stream, table.weight.view(), ids, out, columns)?)
     }
 
@@ -233,32 +276,36 @@ impl Backend for CudaBackend {
         k: &mut CudaBuffer,
         v: &CudaBuffer,
         rows: Range<usize>,
+        kv_row: usize,
         heads: HeadShape,
         cache: &mut CudaCache,
         layer: usize,
         position: usize,
     ) -> Result<()> {
-        let count = rows.len();
-        let pairs = self.rotary.host_frequencies.len();
-        let of_rows = rows.start * pairs..rows.end * pairs;
-        let (kv_heads, row_stride, head_stride) = (cache.shape().heads, cache.padded_dim(), cache.head_stride());
-        let HeadShape { dim, layout } = heads;
-        let rope = Rope {
-            q: q.bf16_mut(rows)?,
-            k: k.bf16(0..count)?,
-            v: v.bf16(0..count)?,
-            cosines: self.rotary.cosines.view().slice(of_rows.clone())?,
-            sines: self.rotary.sines.view().slice(of_rows)?,
-            cache: cache.places(layer, position, count)?,
-            rows: count,
-            kv_heads,
-            dim,
-            pairs,
-            head_stride,
-            row_stride,
-            layout,
-        };
+        let of_kv = kv_row..kv_row + rows.len();
+        let (q, kv) = (q.bf16_mut(rows.clone())?, [k.bf16(of_kv.clone())?, v.bf16(of_kv)?]);
+        let rope = self.rotary.rope(rows, q, kv, heads, cache, layer, position)?;
         Ok(self.context.kernels.rope.append(&self.context.stream, rope)?)
+    }
+
+    fn decode_append(
+        &mut self,
+        q: &mut CudaBuffer,
+        k: &mut CudaBuffer,
+        v: &CudaBuffer,
+        heads: HeadShape,
+        rows: &mut [Row<'_, CudaCache>],
+        layer: usize,
+    ) -> Result<()> {
+        let (width, mut queries) = (q.columns, q.bf16_mut(0..rows.len())?);
+        let mut ropes = Vec::with_capacity(rows.len());
+        for (n, Row { at, cache, .. }) in rows.iter_mut().enumerate() {
+            let (q, rest) = queries.split_at(width)?;
+            queries = rest;
+            let kv = [k.bf16(n..n + 1)?, v.bf16(n..n + 1)?];
+            ropes.push(self.rotary.rope(n..n + 1, q, kv, heads, cache, layer, at.start)?);
+        }
+        Ok(self.context.kernels.rope.append_rows(&self.context.stream, ropes)?)
     }
 
     fn attend(
@@ -280,13 +327,12 @@ impl Backend for CudaBackend {
     fn decode_attend(
         &mut self,
         q: &mut CudaBuffer,
-        cache: &CudaCache,
+        rows: &[Row<'_, CudaCache>],
         layer: usize,
-        len: usize,
         window: Option<usize>,
     ) -> Result<()> {
         self.clock.forget();
-        self.attention.decode(&self.context, q, cache, layer, len, window)
+        self.attention.decode(&self.context, q, rows, layer, window)
     }
 
     fn swiglu(&mut self, gate: &mut CudaBuffer, up: &CudaBuffer, rows: usize) -> Result<()> {
@@ -302,8 +348,8 @@ impl Backend for CudaBackend {
         self.logits.read(&self.context, weight, x, rows, out)
     }
 
-    fn likeliest(&mut self, weight: &CudaLinear, x: &CudaBuffer) -> Result<Option<u32>> {
-        self.logits.likeliest(&self.context, weight, x)
+    fn likeliest(&mut self, weight: &CudaLinear, x: &CudaBuffer, chosen: &mut [u32]) -> Result<bool> {
+        self.logits.likeliest(&self.context, weight, x, chosen)
     }
 
     fn read(&mut self, x: &CudaBuffer, rows: usize) -> Result<Vec<f32>> {

@@ -2,6 +2,7 @@
 //! Skipped without a device; `SPEEDREAD_REQUIRE_CUDA=1` makes that a failure.
 
 mod coded;
+mod decode;
 mod likeliest;
 
 use std::io::Write;
@@ -103,11 +104,18 @@ macro_rules! on_both {
         same($what, $tolerance, |backend| $run(backend $(, $arg)*), |backend| $run(backend $(, $arg)*))
     };
 }
+use on_both;
+
+/// Consecutive positions, unscaled.
+fn positions(frequencies: &[f64], start: usize, rows: usize) -> Positions<'_> {
+    Positions { frequencies, scale: 1.0, start, rows }
+}
 
 fn embed<B: Filled>(mut backend: B, columns: usize) -> Vec<f32> {
     let table = backend.upload_linear(Matrix::from_f32(9, columns, numbers(9 * columns, 1)), None).unwrap();
     let mut out = backend.filled(columns, &vec![f32::NAN; 5 * columns], Role::Residual);
-    backend.embed(&table, &[8, 0, 3, 3, 7], &mut out).unwrap();
+    backend.embed(&table, &[0, 3, 3, 7], &mut out, 1).unwrap();
+    backend.embed(&table, &[8], &mut out, 0).unwrap();
     backend.read(&out, 5).unwrap()
 }
 
@@ -215,12 +223,12 @@ fn attend<B: Filled>(
         let mut q = backend.filled(width, &numbers(before * width, 1), Role::Activations);
         let mut k = backend.filled(kv_heads * dim, &kv(before, 2), Role::Activations);
         let v = backend.filled(kv_heads * dim, &kv(before, 3), Role::Activations);
-        backend.rotary(&frequencies, 1.0, 0, before).unwrap();
-        backend.rope_append(&mut q, &mut k, &v, 0..before, head_shape, &mut cache, 1, 0).unwrap();
+        backend.rotary(&[positions(&frequencies, 0, before)]).unwrap();
+        backend.rope_append(&mut q, &mut k, &v, 0..before, 0, head_shape, &mut cache, 1, 0).unwrap();
     }
     // Two rows more than are used, in two blocks, as a prefill does it.
     let mut q = backend.filled(width, &numbers((rows + 2) * width, 4), Role::Activations);
-    backend.rotary(&frequencies, 1.0, before as u64, rows).unwrap();
+    backend.rotary(&[positions(&frequencies, before, rows)]).unwrap();
     let first = rows / 2;
     for block in [0..first, first..rows] {
         let (count, start) = (block.len(), block.start);
@@ -229,7 +237,7 @@ fn attend<B: Filled>(
         }
         let mut k = backend.filled(kv_heads * dim, &kv(count, 5 + start as u64), Role::Activations);
         let v = backend.filled(kv_heads * dim, &kv(count, 6 + start as u64), Role::Activations);
-        backend.rope_append(&mut q, &mut k, &v, block, head_shape, &mut cache, 1, before + start).unwrap();
+        backend.rope_append(&mut q, &mut k, &v, block, 0, head_shape, &mut cache, 1, before + start).unwrap();
     }
     let mut found = backend.read(&q, rows).unwrap();
     let view = backend.host_view(&Seen { q: &q, rows, cache: &cache, layer: 1, len }).unwrap();
@@ -258,21 +266,6 @@ fn attend<B: Filled>(
     }
     found.extend(backend.read(&q, rows).unwrap());
     found
-}
-
-fn decode<B: Filled>(mut backend: B, heads: Heads, len: usize, window: Option<usize>, kind: KvType) -> Vec<f32> {
-    let Heads { kv_heads, group, dim, pairs, layout } = heads;
-    let shape = CacheShape { layers: 1, heads: kv_heads, dim, capacity: len + 5, kind };
-    let mut cache = backend.cache(shape).unwrap();
-    let mut k = backend.filled(kv_heads * dim, &numbers(len * kv_heads * dim, 2), Role::Activations);
-    let v = backend.filled(kv_heads * dim, &numbers(len * kv_heads * dim, 3), Role::Activations);
-    let width = kv_heads * group * dim;
-    let mut q = backend.filled(width, &numbers(len * width, 1), Role::Activations);
-    // Nothing turns: keys stay numbers that bf16 holds.
-    backend.rotary(&vec![0.0; pairs], 1.0, 0, len).unwrap();
-    backend.rope_append(&mut q, &mut k, &v, 0..len, HeadShape { dim, layout }, &mut cache, 0, 0).unwrap();
-    backend.decode_attend(&mut q, &cache, 0, len, window).unwrap();
-    backend.read(&q, 1).unwrap()
 }
 
 #[test]
@@ -352,20 +345,6 @@ fn attention_of_a_prefill() {
             }
         }
     }
-}
-
-#[test]
-fn attention_of_a_decode_step() {
-    for heads in SHAPES {
-        for len in [1, 15, 16, 17, 64, 65, 300, 1000] {
-            for window in [None, Some(50)] {
-                let what = format!("{heads:?} {len} keys, window {window:?}");
-                on_both!(&what, ATTENDED, decode(heads, len, window, KvType::Bf16));
-            }
-        }
-    }
-    let wide = Heads { kv_heads: 1, group: 20, dim: 64, pairs: 32, layout: RopeLayout::Halves };
-    on_both!("more heads than a block takes", ATTENDED, decode(wide, 300, None, KvType::Bf16));
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 
 use speedread_attention::RowsMut;
 
+use super::decode::decode;
 use super::*;
 
 const KINDS: [KvType; 2] = [KvType::Fp8, KvType::Int8];
@@ -26,8 +27,10 @@ fn cached<B: Filled>(mut backend: B, heads: Heads, before: usize, k: &[f32], v: 
         let mut q = backend.filled(group * width, &vec![1.0; count * group * width], Role::Activations);
         let mut k = backend.filled(width, k, Role::Activations);
         let v = backend.filled(width, v, Role::Activations);
-        backend.rotary(&frequencies, 1.0, position as u64, count).unwrap();
-        backend.rope_append(&mut q, &mut k, &v, 0..count, HeadShape { dim, layout }, &mut cache, 1, position).unwrap();
+        backend.rotary(&[positions(&frequencies, position, count)]).unwrap();
+        backend
+            .rope_append(&mut q, &mut k, &v, 0..count, 0, HeadShape { dim, layout }, &mut cache, 1, position)
+            .unwrap();
     }
     let q = backend.filled(group * width, &vec![0.0; group * width], Role::Activations);
     let view = backend.host_view(&Seen { q: &q, rows: 1, cache: &cache, layer: 1, len }).unwrap();
@@ -112,8 +115,8 @@ fn rotated_queries<B: Filled>(mut backend: B, heads: Heads, rows: usize, kind: K
     let [q, k] = [group * kv_heads * dim, kv_heads * dim].map(|width| (width, numbers(rows * width, 7)));
     let [mut q, mut k, v] = [&q, &k, &k].map(|(width, x)| backend.filled(*width, x, Role::Activations));
     let frequencies: Vec<f64> = (0..pairs).map(|i| 10_000f64.powf(-(i as f64) / pairs as f64)).collect();
-    backend.rotary(&frequencies, 1.0, 0, rows).unwrap();
-    backend.rope_append(&mut q, &mut k, &v, 0..rows, HeadShape { dim, layout }, &mut cache, 0, 0).unwrap();
+    backend.rotary(&[positions(&frequencies, 0, rows)]).unwrap();
+    backend.rope_append(&mut q, &mut k, &v, 0..rows, 0, HeadShape { dim, layout }, &mut cache, 0, 0).unwrap();
     backend.read(&q, rows).unwrap()
 }
 
@@ -209,10 +212,13 @@ fn a_decode_step_is_attention_of_one_row() {
                 let v = backend.filled(kv_heads * dim, &numbers(len * kv_heads * dim, 3), Role::Activations);
                 let width = kv_heads * group * dim;
                 let mut q = backend.filled(width, &numbers(len * width, 1), Role::Activations);
-                backend.rotary(&vec![0.0; pairs], 1.0, 0, len).unwrap();
-                backend.rope_append(&mut q, &mut k, &v, 0..len, HeadShape { dim, layout }, &mut cache, 0, 0).unwrap();
+                backend.rotary(&[positions(&vec![0.0; pairs], 0, len)]).unwrap();
+                backend
+                    .rope_append(&mut q, &mut k, &v, 0..len, 0, HeadShape { dim, layout }, &mut cache, 0, 0)
+                    .unwrap();
                 if step {
-                    backend.decode_attend(&mut q, &cache, 0, len, None).unwrap();
+                    let at = positions(&[], len - 1, 1);
+                    backend.decode_attend(&mut q, &[Row { id: 0, at, cache: &mut cache }], 0, None).unwrap();
                 } else {
                     let patterns = vec![Pattern::Dense; kv_heads * group];
                     backend.begin().unwrap();
@@ -234,8 +240,8 @@ fn a_decode_step_is_attention_of_one_row() {
             let found = difference(&step, &dense);
             assert!(found <= ATTENDED, "{what}: {found} > {ATTENDED}");
             // And over a window, near the step on the numbers before they were quantised.
-            let near = decode(CudaBackend::new(context).unwrap(), heads, len, Some(50), kind);
-            let bf16 = decode(CudaBackend::new(context).unwrap(), heads, len, Some(50), KvType::Bf16);
+            let near = decode(CudaBackend::new(context).unwrap(), heads, &[len], Some(50), kind);
+            let bf16 = decode(CudaBackend::new(context).unwrap(), heads, &[len], Some(50), KvType::Bf16);
             let found = difference(&near, &bf16);
             let allowed = if kind == KvType::Int8 { 1.0 / 32.0 } else { 1.0 / 8.0 };
             assert!(found <= allowed, "{what}, the last 50: {found}");
@@ -279,9 +285,9 @@ impl<B: Filled> Growing<B> {
         let mut k = backend.filled(width, &large(normal(width, 3 * position + 1), bias), Role::Activations);
         let v = backend.filled(width, &large(normal(width, 3 * position + 2), 0.0), Role::Activations);
         let frequencies: Vec<f64> = (0..*pairs).map(|i| 1e6f64.powf(-(i as f64) / *pairs as f64)).collect();
-        backend.rotary(&frequencies, 1.0, position as u64, rows).unwrap();
+        backend.rotary(&[positions(&frequencies, position, rows)]).unwrap();
         let shape = HeadShape { dim: *dim, layout: *layout };
-        backend.rope_append(&mut q, &mut k, &v, 0..rows, shape, cache, layer, position).unwrap();
+        backend.rope_append(&mut q, &mut k, &v, 0..rows, 0, shape, cache, layer, position).unwrap();
         q
     }
 }
@@ -335,7 +341,8 @@ fn a_component_that_all_keys_share_costs_nothing() {
             coded.append(0, position, rows, -3.0 * bias);
             let queries = coded.backend.read(&q, rows).unwrap();
             if rows == 1 {
-                coded.backend.decode_attend(&mut q, &coded.cache, 1, len, None).unwrap();
+                let row = Row { id: 0, at: positions(&[], position, 1), cache: &mut coded.cache };
+                coded.backend.decode_attend(&mut q, &[row], 1, None).unwrap();
             } else {
                 let patterns = vec![Pattern::Dense; heads.kv_heads * heads.group];
                 let patterns = speedread_attention::Heads::Patterns(&patterns);

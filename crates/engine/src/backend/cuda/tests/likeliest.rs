@@ -1,6 +1,6 @@
 //! The largest logit as the device finds it, against the sampler's.
 
-use super::super::logits::{MOST_RANKS, likeliest};
+use super::super::logits::likeliest;
 use super::*;
 use crate::sampler;
 
@@ -13,11 +13,21 @@ fn on_host(logits: &[f32]) -> Option<u32> {
 fn the_largest_logit_is_the_samplers() {
     let Some(context) = device() else { return };
     let stream = &context.stream;
-    let (mut ranks, mut rank) = (stream.alloc(MOST_RANKS + 1).unwrap(), stream.pinned(1).unwrap());
+    let (mut ranks, mut rank) = (stream.alloc(0).unwrap(), stream.pinned(0).unwrap());
+    let mut of_rows = |logits: &[f32], rows: usize| {
+        let (there, mut chosen) = (stream.upload(logits).unwrap(), vec![0; rows]);
+        let found = likeliest(context, there.view(), &mut ranks, &mut rank, &mut chosen).unwrap();
+        found.then_some(chosen)
+    };
     let mut check = |what: &str, logits: &[f32]| {
-        let there = stream.upload(logits).unwrap();
-        let found = likeliest(context, there.view(), &mut ranks, &mut rank).unwrap();
-        assert_eq!(found, on_host(logits), "{what}, {} logits", logits.len());
+        let of_row = on_host(logits);
+        assert_eq!(of_rows(logits, 1), of_row.map(|token| vec![token]), "{what}, {} logits", logits.len());
+        // Between rows whose largest are elsewhere, and one that allows no choice or does.
+        let falling: Vec<f32> = (0..logits.len()).map(|i| -(i as f32)).collect();
+        let rising: Vec<f32> = falling.iter().rev().copied().collect();
+        let rows = [&falling, logits, &rising].concat();
+        let expected = of_row.map(|token| vec![0, token, logits.len() as u32 - 1]);
+        assert_eq!(of_rows(&rows, 3), expected, "{what}, three rows of {} logits", logits.len());
     };
     const INFINITY: f32 = f32::INFINITY;
     // From one thread to more than the blocks take at once, with a part of a block at the end.
@@ -62,8 +72,10 @@ fn a_matrix_gives_the_token_of_its_largest_product() {
         let all = logits.clone();
         backend.logits(&weight, &x, 1, &mut logits[..tokens]).unwrap();
         assert!(difference(&logits[..tokens], &all[..tokens]) <= EXACT);
-        let found = backend.likeliest(&weight, &x).unwrap();
-        assert_eq!(found, on_host(&logits[..tokens]));
-        assert!(found.is_some());
+        let mut chosen = [0; 3];
+        assert!(backend.likeliest(&weight, &x, &mut chosen[..1]).unwrap());
+        assert_eq!(Some(chosen[0]), on_host(&logits[..tokens]));
+        assert!(backend.likeliest(&weight, &x, &mut chosen).unwrap());
+        assert!(all.chunks_exact(tokens).map(on_host).eq(chosen.map(Some)));
     }
 }
