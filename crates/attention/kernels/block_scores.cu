@@ -6,7 +6,7 @@
 #include "ptx/shared.cuh"
 
 constexpr int kSide = 128;
-constexpr int kSteps = 8;  // of 128 key tiles, of a thread block
+constexpr int kSteps = 4;  // of 128 key tiles, of a thread block
 constexpr int kThreads = 256;
 constexpr int kPitch = 128 + 8;  // elements: rows of 16 bytes times an odd number, so that eight of them lie in different banks
 constexpr int kWarpRows = 64, kWarpKeys = 32, kStrips = kWarpRows / 16, kColumns = kWarpKeys / 8;
@@ -59,7 +59,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) block_scores(const __g
     }
     const auto& keys = s.k[step % 2];
     float sums[kStrips][kColumns][4] = {};
-    for (int d = 0; d < p.dim; d += 16) {
+    Score* to = p.scores + (static_cast<int64_t>(slot) * p.tiles + row + y + lane / 4) * p.pitch + key + x + lane % 4 * 2;
+    Score* to_largest = p.largest + ((static_cast<int64_t>(slot) * p.tiles + row + y + lane / 4) * p.pitch + key + x) / kGroup;
+#pragma unroll
+    for (int d = 0; d < 128; d += 16) {
+      if (d >= p.dim) break;
       uint32_t a[kStrips][4], b[kColumns / 2][4];
 #pragma unroll
       for (int i = 0; i < kStrips; i++) mma::load_matrices(a[i], ptx::shared_address(&s.q[y + 16 * i + lane % 16][d + lane / 16 * 8]));
@@ -86,12 +90,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) block_scores(const __g
           most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
           largest[g] = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
         }
-        const int in_block = y + 16 * i + 8 * half + lane / 4;
-        if (tile + in_block >= end) continue;
-        const int64_t at = (static_cast<int64_t>(slot) * p.tiles + row + in_block) * p.pitch + key + x;
+        if (tile + y + 16 * i + 8 * half + lane / 4 < end) {
 #pragma unroll
-        for (int j = 0; j < kColumns; j++) *reinterpret_cast<uint32_t*>(p.scores + at + 8 * j + lane % 4 * 2) = pairs[j];
-        if (lane % 4 == 0) *reinterpret_cast<uint32_t*>(p.largest + at / kGroup) = scores(largest[0], largest[1]);
+          for (int j = 0; j < kColumns; j++) *reinterpret_cast<uint32_t*>(to + 8 * j) = pairs[j];
+          if (lane % 4 == 0) *reinterpret_cast<uint32_t*>(to_largest) = scores(largest[0], largest[1]);
+        }
+        to += 8 * p.pitch;
+        to_largest += 8 * p.pitch / kGroup;
       }
   }
 }

@@ -22,6 +22,7 @@ struct PoolParams {
   int64_t row_stride;    // in words
   int64_t head_stride;
   float scale;           // of the means
+  int32_t tiles;
 };
 
 struct BlockParams {

@@ -40,9 +40,9 @@ __device__ __forceinline__ int count_from(const uint32_t (&keys)[kEach], int use
   return __reduce_add_sync(~0u, found);
 }
 
-// The largest number that `count` of a warp's keys are not below, and in `found` how many are not; fewer bits may do where they tell exactly
-// `count` of them apart. Zero if fewer are not zero.
-__device__ __forceinline__ uint32_t bisect(const uint32_t (&keys)[kEach], int used, int count, int& found) {
+// The largest number that `count` of a warp's keys are not below, and in `found` how many are not; or a smaller one that at most `more` others
+// are not below either. Zero if fewer keys are not zero.
+__device__ __forceinline__ uint32_t bisect(const uint32_t (&keys)[kEach], int used, int count, int more, int& found) {
   uint32_t least = 0;
   found = 0;
   for (uint32_t bit = 0x8000; bit != 0; bit >>= 1) {
@@ -50,7 +50,7 @@ __device__ __forceinline__ uint32_t bisect(const uint32_t (&keys)[kEach], int us
     if (from < count) continue;
     least |= bit;
     found = from;
-    if (found == count) break;
+    if (found <= count + more) break;
   }
   return least;
 }
@@ -102,7 +102,7 @@ __device__ __forceinline__ bool choose(Shortlist& shortlist, const Score* scores
     // The last group may hold scores of blocks from the own one on: it is looked through whatever they are, and makes up for nothing.
     const int whole = own / kGroup;
     used = fill(keys, groups, lane, [&](int group) -> uint32_t { return group < whole ? largest[group] : 0; });
-    const uint32_t bound = bisect(keys, used, wanted, found);
+    const uint32_t bound = bisect(keys, used, wanted, wanted / 16, found);
     if (bound == 0 || found + 1 > kGroups) return false;
     int chosen = put_from(keys, used, bound - 1, 0, lane, [&](int place, int group) { shortlist.groups[place] = static_cast<uint16_t>(group); });
     if (whole < groups) {
@@ -146,7 +146,7 @@ __device__ __forceinline__ bool choose(Shortlist& shortlist, const Score* scores
   } else {
     used = fill(keys, own, lane, [&](int block) -> uint32_t { return block > 0 ? scores[block] : 0; });
   }
-  const uint32_t least = bisect(keys, used, count, found);
+  const uint32_t least = bisect(keys, used, count, 0, found);
   if (found < count) return false;
   const int ties = found == count ? found : count - count_from(keys, used, least + 1);
   put_from(keys, used, least, ties, lane, [&](int place, int i) { put(place, brought ? shortlist.blocks[i] : i); });

@@ -21,7 +21,9 @@ const SCORE_THREADS: u32 = 256;
 /// Its shared memory.
 const SCORE_BYTES: u32 = 104_448;
 /// Key tiles of a thread block of it.
-const SCORE_KEYS: usize = 8 * SIDE;
+const SCORE_KEYS: usize = 4 * SIDE;
+/// Thread blocks of `pool_rows` that a multiprocessor has beside other kernels: enough to keep its memory busy.
+const POOLS: usize = 8;
 /// Warps of a block of `choose_blocks`: query tiles.
 const CHOOSERS: usize = 4;
 /// Scores held at a time: 256 MiB, of all heads up to 180K tokens, and of two at a million.
@@ -105,7 +107,7 @@ pub(super) struct PoolParams {
     pub row_stride: i64,
     pub head_stride: i64,
     pub scale: f32,
-    pub reserved: u32,
+    pub tiles: i32,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for PoolParams {}
@@ -145,6 +147,7 @@ pub(super) struct BlockKernels {
     choose: Function,
     /// Where means are computed ahead of the scores.
     side: Stream,
+    multiprocessors: usize,
 }
 
 impl BlockKernels {
@@ -156,6 +159,7 @@ impl BlockKernels {
             scores: device.load(SCORES)?.function("block_scores", SCORE_BYTES)?,
             choose: device.load(CHOOSE)?.function("choose_blocks", 0)?,
             side: device.stream()?,
+            multiprocessors: device.multiprocessors() as usize,
         })
     }
 
@@ -183,12 +187,14 @@ impl BlockKernels {
         if ahead {
             side.wait(&stream.record()?)?;
         }
-        self.pool(side, k, list(heads), key_heads, blocks.key_tiles, 1.0, work.pooled_k.address())?;
+        self.pool(side, k, list(heads), key_heads, blocks.key_tiles, 1.0, work.pooled_k.address(), usize::MAX)?;
         for first_slot in (0..heads).step_by(blocks.heads_at_once) {
             let slots = blocks.heads_at_once.min(heads - first_slot);
             let means = first_slot * blocks.query_tiles * shape.dim * size_of::<f16>();
             let means = work.pooled_q.address() + means as u64;
-            self.pool(side, q, list(first_slot), slots, blocks.query_tiles, scale, means)?;
+            // What runs beside other kernels leaves them room.
+            let at_once = if first_slot > 0 { (POOLS * self.multiprocessors).div_ceil(slots) } else { usize::MAX };
+            self.pool(side, q, list(first_slot), slots, blocks.query_tiles, scale, means, at_once)?;
             if ahead {
                 stream.wait(&side.record()?)?;
             }
@@ -230,7 +236,7 @@ impl BlockKernels {
         Ok(())
     }
 
-    /// Queues the means, times `scale`, of `tiles` tiles of rows of the heads in the list at `heads`.
+    /// Queues the means, times `scale`, of `tiles` tiles of rows of the heads in the list at `heads`, by at most `at_once` thread blocks a head.
     #[allow(clippy::too_many_arguments)]
     fn pool<T: AttentionElement>(
         &self,
@@ -241,6 +247,7 @@ impl BlockKernels {
         tiles: usize,
         scale: f32,
         means: u64,
+        at_once: usize,
     ) -> Result<(), Error> {
         if tiles == 0 {
             return Ok(());
@@ -253,11 +260,11 @@ impl BlockKernels {
             row_stride: (tensor.row_stride / 2) as i64,
             head_stride: (tensor.head_stride / 2) as i64,
             scale,
-            reserved: 0,
+            tiles: tiles as i32,
         };
         let function = if T::NAME == "bf16" { &self.pool_bf16 } else { &self.pool_f16 };
-        let launch =
-            function.launch(stream).grid([tiles as u32, count as u32, 1]).block(tensor.dim as u32 / 2).arg(params);
+        let grid = [tiles.min(at_once) as u32, count as u32, 1];
+        let launch = function.launch(stream).grid(grid).block(tensor.dim as u32 / 2).arg(params);
         // SAFETY: the kernel's one parameter. The tiles lie inside the tensor, whose dim is even, and the means have their room.
         unsafe { launch.run()? };
         Ok(())
