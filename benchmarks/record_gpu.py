@@ -23,6 +23,7 @@ RUNS = {
         "--synthetic llama-3-8b --lengths 32K,128K --repeat 2",
         f"--synthetic llama-3-8b --lengths 32K,128K {TILES} --repeat 2 --sparse-only",
         f"--synthetic llama-3-8b --lengths 512K --kv int8 {TILES} --repeat 1 --sparse-only",
+        f"--synthetic llama-3-8b --lengths 512K --kv fp8 {TILES} --repeat 1 --sparse-only",
         f"--synthetic qwen2.5-7b-1m --lengths 1M {TILES} --repeat 1 --sparse-only",
     ],
     "decode": [

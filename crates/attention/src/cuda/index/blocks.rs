@@ -270,3 +270,51 @@ impl BlockKernels {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::super::workspace::block_index;
+    use super::*;
+
+    /// Heads, and query tiles, whose scores are held in several batches choose as they do in one.
+    #[test]
+    fn batches_choose_as_one() {
+        let Ok(device) = Device::open(0) else {
+            let required = std::env::var_os("SPEEDREAD_REQUIRE_CUDA").is_some_and(|value| value == "1");
+            assert!(!required, "SPEEDREAD_REQUIRE_CUDA=1, but there is no CUDA device");
+            eprintln!("skipped: no CUDA device");
+            return;
+        };
+        let shape = CallShape { rows: 140 * TILE.queries + 77, start: 50, heads: 5, kv_heads: 1, dim: 64 };
+        let stream = device.stream().unwrap();
+        let number = |i: usize| bf16::from_f32((i * 7919 % 1013) as f32 / 250.0 - 2.0);
+        let numbers = |count: usize| -> Vec<bf16> { (0..count).map(number).collect() };
+        let q = stream.upload(&numbers(shape.rows * shape.heads * shape.dim)).unwrap();
+        let k = stream.upload(&numbers(shape.len() * shape.dim)).unwrap();
+        let q = DeviceRows::contiguous(q.view(), shape.rows, shape.heads, shape.dim).unwrap();
+        let k = DeviceRows::contiguous(k.view(), shape.len(), 1, shape.dim).unwrap();
+        let kernels = BlockKernels::new(&device).unwrap();
+        let whole = Layout::new(&shape, &["block-sparse:7".parse().unwrap(); 5], false).unwrap();
+        let chosen = |heads_at_once: usize, tiles_at_once: usize| -> Vec<Vec<Vec<u32>>> {
+            let mut layout = whole.clone();
+            layout.blocks = BlockLayout { heads_at_once, tiles_at_once, ..layout.blocks };
+            let mut work = Workspace::new();
+            work.prepare(&stream, layout.clone(), shape.dim).unwrap();
+            kernels.build(&stream, q, k, &shape, 0.125, &layout, &work).unwrap();
+            let offsets = stream.download(work.offsets.buffer().unwrap().view()).unwrap();
+            let of_head = |task| {
+                let index = block_index(task, &shape, &offsets);
+                let lists = index.blocks().unwrap();
+                (0..task.dense_from as usize).map(|tile| lists.of(tile).to_vec()).collect()
+            };
+            layout.heads.iter().map(of_head).collect()
+        };
+        let all = chosen(whole.blocks.heads_at_once, whole.blocks.tiles_at_once);
+        assert!(all.iter().flatten().all(|list| list.contains(&0)) && all[0] != all[1]);
+        for (heads, tiles) in [(2, whole.blocks.query_tiles), (1, 128)] {
+            assert!(chosen(heads, tiles) == all, "{heads} heads and {tiles} query tiles at once");
+        }
+    }
+}
