@@ -407,7 +407,7 @@ mod tests {
         assert!(
             long.heads_at_once == 1 && long.tiles_at_once < long.query_tiles && long.tiles_at_once.is_multiple_of(128)
         );
-        assert!(long.scores()[0] <= 64 << 20);
+        assert!(long.scores()[0] <= 128 << 20);
         // Where every query tile is dense there is nothing to choose.
         let tail = Layout::new(&CallShape { rows: 100, ..SHAPE }, &all, false).unwrap().blocks;
         assert!(tail.heads.is_empty() && tail.pooled(128) == [0; 2] && tail.scores() == [0; 2]);
