@@ -39,6 +39,10 @@ def points(x):
     return f"{round(x, 1) + 0.0:.1f}"
 
 
+def interval(drop):
+    return "" if drop is None else f"{points(drop['points'])} ({points(drop['low'])} to {points(drop['high'])})"
+
+
 def milliseconds(ms):
     return f"{ms:#.3g}" if ms < 99.95 else f"{ms:,.0f}"
 
@@ -141,7 +145,6 @@ def ruler():
     summary, details = [], []
     for name, result in accuracy("ruler"):
         comparison, length = result["comparison"], f"{int(name.rsplit('_', 1)[1]):,}"
-        interval = lambda drop: "" if drop is None else f"{points(drop['points'])} ({points(drop['low'])} to {points(drop['high'])})"
         mean = next((row for row in comparison["rows"] if row["task"] is None), comparison["rows"][-1])
         for cell in mean["cells"]:
             summary.append([result["model"], length, result["samples_a_task"], cell["setting"], percent(cell["density"]), points(cell["score"]),
@@ -153,6 +156,19 @@ def ruler():
                               [table(["task", "samples", *comparison["settings"]], rows), recorded(result)]))
     heads = ["model", "tokens", "samples a task", "attention", "density", "mean score", "drop against dense, 95 % interval"]
     return "\n\n".join([table(heads, summary), *details]) if summary else ""
+
+
+def static():
+    """What a prompt's own indexes score more than those of another prompt, under the same patterns."""
+    rows, commands = [], []
+    for _, result in accuracy("static"):
+        for row in [*result["rows"], *result.get("low", [])]:
+            own, other = row["cells"]
+            rows.append([result["model"], f"{row['length']:,}", row["samples"], percent(own["density"]), points(own["score"]), points(other["score"]),
+                         interval(other["drop"])])
+        commands.append(recorded(result))
+    heads = ["model", "tokens", "samples", "density", "own indexes", "static", "static loses, 95 % interval"]
+    return "\n\n".join([table(heads, rows), *commands]) if rows else ""
 
 
 def grids():
@@ -320,7 +336,7 @@ PAGES = {
     "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
                       ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("linear_gpu", linear_gpu), ("attention_gpu", attention_gpu), ("calibrate_gpu", calibrate_gpu), ("logits_gpu", logits_gpu),
                       ("suites_gpu", suites_gpu)],
-    "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("grids", grids)],
+    "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("static", static), ("grids", grids)],
 }
 
 
