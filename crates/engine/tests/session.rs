@@ -156,7 +156,7 @@ fn known_patterns_serve_the_lengths_they_were_searched_for() {
     let tag = ModelTag { name: None, fingerprint: "f".into(), layers, heads };
     let file = SearchedFile::new(Kernel::Cpu, tag, serde_json::Value::Null, lengths.into()).unwrap();
     let table = PatternFile::Searched(file).table(layers, heads, "f", Kernel::Cpu).unwrap();
-    for (tokens, served) in [(150, false), (151, true), (400, true), (401, false)] {
+    for (tokens, served) in [(299, false), (300, true), (400, true), (401, false)] {
         let attention = AttentionChoice::Known(table.clone());
         let options = SessionOptions { attention, dense_fallback: false, ..exact(401) };
         let report = read(&mut Session::new(&model, options).unwrap(), &prompt(tokens, model.config.vocab)).unwrap();

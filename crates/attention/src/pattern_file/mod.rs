@@ -113,12 +113,10 @@ impl PatternTable {
         self.lengths.partition_point(|(length, _)| *length < tokens).min(self.lengths.len() - 1)
     }
 
-    /// Prompts that its lengths say something of: not longer than the longest, and longer than half of the shortest; all, where the same
-    /// patterns are for any length.
+    /// Prompts that its lengths say something of: from the shortest to the longest; all, where the same patterns are for any length.
     pub fn range(&self) -> RangeInclusive<usize> {
         let (shortest, longest) = (self.lengths[0].0, self.lengths[self.lengths.len() - 1].0);
-        let least = if shortest == usize::MAX { 0 } else { shortest / 2 + 1 };
-        least..=longest
+        if shortest == usize::MAX { 0..=longest } else { shortest..=longest }
     }
 
     /// Whether a prompt of `tokens` is in its [`range`](Self::range).

@@ -171,7 +171,7 @@ mod tests {
         {
             assert_eq!(table.for_tokens(tokens)[0][1].to_string(), want);
         }
-        for (tokens, covered) in [(2048, false), (2049, true), (8192, true), (8193, false)] {
+        for (tokens, covered) in [(4095, false), (4096, true), (8192, true), (8193, false)] {
             assert_eq!(table.covers(tokens), covered, "{tokens}");
         }
     }
