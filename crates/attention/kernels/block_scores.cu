@@ -8,25 +8,34 @@
 constexpr int kSide = 128;
 constexpr int kSteps = 4;  // of 128 key tiles, of a thread block
 constexpr int kThreads = 256;
-constexpr int kPitch = 128 + 8;  // elements: rows of 16 bytes times an odd number, so that eight of them lie in different banks
 constexpr int kWarpRows = 64, kWarpKeys = 32, kStrips = kWarpRows / 16, kColumns = kWarpKeys / 8;
 static_assert(kWarpKeys == 2 * kGroup, "a warp has whole groups");
 
-// The mirror of `SCORE_BYTES` in `src/cuda/index/blocks.rs`.
-struct Shared {
-  __half q[kSide][kPitch], k[2][kSide][kPitch];
+// Rows of a pooled matrix, of 16 chunks of 16 bytes. Chunks change places by row, so that a chunk of eight successive rows lies in different
+// banks.
+struct Rows {
+  __half elements[kSide][128];
+
+  __device__ __forceinline__ uint32_t place(int row, int column) const {
+    return ptx::shared_address(&elements[row][((column / 8) ^ (row % 8)) * 8]);
+  }
 };
-static_assert(sizeof(Shared) == 104448, "the host's size");
+
+// The mirror of `SCORE_BYTES` in `src/cuda/index/blocks.rs`: chips of 100 KB have room for it.
+struct Shared {
+  Rows q, k[2];
+};
+static_assert(sizeof(Shared) == 98304, "the host's size");
 
 // Starts the copy of rows `first ..` of a pooled matrix; zeros past the end.
-__device__ __forceinline__ void load(__half (&to)[kSide][kPitch], const __half* rows, int first, int end, int dim) {
+__device__ __forceinline__ void load(Rows& to, const __half* rows, int first, int end, int dim) {
   constexpr int kChunks = 128 / 8;
   const int column = threadIdx.x % kChunks * 8;
   if (column >= dim) return;
 #pragma unroll
   for (int row = threadIdx.x / kChunks; row < kSide; row += kThreads / kChunks) {
     const bool valid = first + row < end;
-    ptx::copy_async(ptx::shared_address(&to[row][column]), rows + static_cast<int64_t>(valid ? first + row : 0) * dim + column, valid);
+    ptx::copy_async(to.place(row, column), rows + static_cast<int64_t>(valid ? first + row : 0) * dim + column, valid);
   }
 }
 
@@ -66,10 +75,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) block_scores(const __g
       if (d >= p.dim) break;
       uint32_t a[kStrips][4], b[kColumns / 2][4];
 #pragma unroll
-      for (int i = 0; i < kStrips; i++) mma::load_matrices(a[i], ptx::shared_address(&s.q[y + 16 * i + lane % 16][d + lane / 16 * 8]));
+      for (int i = 0; i < kStrips; i++) mma::load_matrices(a[i], s.q.place(y + 16 * i + lane % 16, d + lane / 16 * 8));
 #pragma unroll
       for (int j = 0; j < kColumns / 2; j++)
-        mma::load_matrices(b[j], ptx::shared_address(&keys[x + 16 * j + lane / 16 * 8 + lane % 8][d + lane / 8 % 2 * 8]));
+        mma::load_matrices(b[j], keys.place(x + 16 * j + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * 8));
 #pragma unroll
       for (int i = 0; i < kStrips; i++)
 #pragma unroll

@@ -19,7 +19,7 @@ const SIDE: usize = 128;
 const GROUP: usize = 16;
 const SCORE_THREADS: u32 = 256;
 /// Its shared memory.
-const SCORE_BYTES: u32 = 104_448;
+const SCORE_BYTES: u32 = 98_304;
 /// Key tiles of a thread block of it.
 const SCORE_KEYS: usize = 4 * SIDE;
 /// Thread blocks of `pool_rows` that a multiprocessor has beside other kernels: enough to keep its memory busy.
