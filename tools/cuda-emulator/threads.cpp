@@ -98,7 +98,7 @@ void wait(const Condition& condition) {
 
 int block_threads() { return static_cast<int>(blockDim.x); }
 
-void block_barrier(int id, int threads, bool waits) {
+void block_barrier(int id, int threads) {
   if (id < 0 || id > 15) fail("a block has barriers 0 to 15");
   Barrier& barrier = barriers[id];
   const unsigned generation = barrier.generation;
@@ -106,7 +106,7 @@ void block_barrier(int id, int threads, bool waits) {
     barrier.arrived = 0;
     barrier.generation++;
   }
-  if (waits) wait_until([&] { return barrier.generation != generation; }, id == 0 ? "__syncthreads" : "a named barrier");
+  wait_until([&] { return barrier.generation != generation; }, id == 0 ? "__syncthreads" : "a named barrier");
 }
 
 void warp_barrier(uint32_t mask) {

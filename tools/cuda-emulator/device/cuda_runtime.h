@@ -92,7 +92,7 @@ inline T atomicMax(T* to, std::common_type_t<T> x) {
   return before;
 }
 
-inline void __syncthreads() { emulator::block_barrier(0, emulator::block_threads(), true); }
+inline void __syncthreads() { emulator::block_barrier(0, emulator::block_threads()); }
 inline void __syncwarp(uint32_t mask = ~0u) { emulator::warp_barrier(mask); }
 
 // Every lane of `mask` lays down a value; `use` sees those of all lanes.

@@ -31,8 +31,8 @@ void wait_until(const Ready& ready, const char* what) {
 
 inline int lane() { return static_cast<int>(threadIdx.x % 32); }
 int block_threads();
-// One of the block's sixteen barriers: `threads` arrive, some of them without waiting.
-void block_barrier(int id, int threads, bool waits);
+// One of the block's sixteen barriers: `threads` arrive, and wait for each other.
+void block_barrier(int id, int threads);
 // All lanes of `mask` in the calling warp.
 void warp_barrier(uint32_t mask);
 // Where a lane of the calling warp lays down what the others are to see.

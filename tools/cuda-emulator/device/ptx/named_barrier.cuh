@@ -3,6 +3,6 @@
 
 namespace ptx {
 
-inline void barrier_sync(int id, int threads) { emulator::block_barrier(id, threads, true); }
+inline void barrier_sync(int id, int threads) { emulator::block_barrier(id, threads); }
 
 }  // namespace ptx
