@@ -179,23 +179,43 @@ impl BlockKernels {
         if blocks.heads.is_empty() {
             return Ok(());
         }
+        if blocks.heads_at_once == blocks.heads.len() {
+            return self.build_batches(stream, None, q, k, shape, scale, layout, work);
+        }
+        // Of several batches, the queries of the next are read while this one's scores are computed.
+        self.side.wait(&stream.record()?)?;
+        let queued = self.build_batches(stream, Some(&self.side), q, k, shape, scale, layout, work);
+        // Also if that failed: nothing that the stream does next, such as freeing memory, may find the other one at work.
+        stream.wait(&self.side.record()?)?;
+        queued
+    }
+
+    /// Queues the means, in `side` where there is one, and the scores and the choice of each batch.
+    #[allow(clippy::too_many_arguments)]
+    fn build_batches<T: AttentionElement>(
+        &self,
+        stream: &Stream,
+        side: Option<&Stream>,
+        q: DeviceRows<'_, T>,
+        k: DeviceRows<'_, T>,
+        shape: &CallShape,
+        scale: f32,
+        layout: &Layout,
+        work: &Workspace,
+    ) -> Result<(), Error> {
+        let blocks = &layout.blocks;
         let list = |at: usize| work.block_lists.address() + (at * size_of::<i32>()) as u64;
         let (heads, key_heads) = (blocks.heads.len(), blocks.key_heads.len());
-        // Of several batches, the queries of the next are read while this one's scores are computed.
-        let ahead = blocks.heads_at_once < heads;
-        let side = if ahead { &self.side } else { stream };
-        if ahead {
-            side.wait(&stream.record()?)?;
-        }
-        self.pool(side, k, list(heads), key_heads, blocks.key_tiles, 1.0, work.pooled_k.address(), usize::MAX)?;
+        let pools = side.unwrap_or(stream);
+        self.pool(pools, k, list(heads), key_heads, blocks.key_tiles, 1.0, work.pooled_k.address(), usize::MAX)?;
         for first_slot in (0..heads).step_by(blocks.heads_at_once) {
             let slots = blocks.heads_at_once.min(heads - first_slot);
             let means = first_slot * blocks.query_tiles * shape.dim * size_of::<f16>();
             let means = work.pooled_q.address() + means as u64;
             // What runs beside other kernels leaves them room.
             let at_once = if first_slot > 0 { (POOLS * self.multiprocessors).div_ceil(slots) } else { usize::MAX };
-            self.pool(side, q, list(first_slot), slots, blocks.query_tiles, scale, means, at_once)?;
-            if ahead {
+            self.pool(pools, q, list(first_slot), slots, blocks.query_tiles, scale, means, at_once)?;
+            if let Some(side) = side {
                 stream.wait(&side.record()?)?;
             }
             for first_tile in (0..blocks.query_tiles).step_by(blocks.tiles_at_once) {
