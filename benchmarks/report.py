@@ -160,15 +160,20 @@ def ruler():
 
 def static():
     """What a prompt's own indexes score more than those of another prompt, under the same patterns."""
-    rows, commands = [], []
+    rows, details = [], []
+    heads = ["own indexes", "static", "static loses, 95 % interval"]
     for _, result in accuracy("static"):
-        for row in [*result["rows"], *result.get("low", [])]:
+        tasks = []
+        for row in result["rows"]:
             own, other = row["cells"]
-            rows.append([result["model"], f"{row['length']:,}", row["samples"], percent(own["density"]), points(own["score"]), points(other["score"]),
-                         interval(other["drop"])])
-        commands.append(recorded(result))
-    heads = ["model", "tokens", "samples", "density", "own indexes", "static", "static loses, 95 % interval"]
-    return "\n\n".join([table(heads, rows), *commands]) if rows else ""
+            scores = [points(own["score"]), points(other["score"]), interval(other["drop"])]
+            if row["task"] is None:
+                rows.append([result["model"], f"{row['length']:,}", row["patterns"], row["samples"], percent(own["density"]), *scores])
+            else:
+                tasks.append([row["patterns"], f"{row['length']:,}", row["task"], row["samples"], *scores])
+        of_tasks = [table(["patterns", "tokens", "task", "samples", *heads], tasks)] if tasks else []
+        details.append(folded(f"{result['model']}, by task", [*of_tasks, recorded(result)]))
+    return "\n\n".join([table(["model", "tokens", "patterns", "samples", "density", *heads], rows), *details]) if rows else ""
 
 
 def grids():
