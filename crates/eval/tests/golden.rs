@@ -1,4 +1,5 @@
-//! Scores against those of the benchmarks' own Python code, kept in `golden/metrics.json`.
+//! Scores against those of Python code, kept in `golden/metrics.json`: for RULER its own scorer, for LongBench and InfiniteBench
+//! re-implementations from their definitions (`scripts/golden/eval_metrics.py`).
 
 use std::path::Path;
 
