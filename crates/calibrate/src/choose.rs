@@ -26,11 +26,16 @@ pub enum Limit {
     Error(f64),
 }
 
+/// Whether a budget buys this. Sums of like costs in another order differ by rounding: a budget of what some choices cost buys these choices.
+fn buys(most: f64, cost: f64) -> bool {
+    cost <= most * (1.0 + 1e-12)
+}
+
 /// Per head, the number of the candidate of least error among those that cost no more than `most`; the cheapest where none does.
 pub fn per_head(heads: &[Vec<Choice>], most: f64) -> Vec<usize> {
     let pick = |choices: &Vec<Choice>| {
         let numbers = 0..choices.len();
-        let affordable = numbers.clone().filter(|&i| choices[i].cost <= most);
+        let affordable = numbers.clone().filter(|&i| buys(most, choices[i].cost));
         let best =
             affordable.min_by(|&a, &b| compare(choices[a].error, choices[b].error, choices[a].cost, choices[b].cost));
         best.or_else(|| numbers.min_by(|&a, &b| choices[a].cost.total_cmp(&choices[b].cost))).unwrap_or(0)
@@ -55,7 +60,7 @@ pub fn global(heads: &[Vec<Choice>], limit: Limit) -> Vec<usize> {
         let (a, b) = (choice(head, at[head]), choice(head, at[head] + 1));
         match limit {
             // A step too dear ends the walk of its head; a smaller one of another head may still fit.
-            Limit::Cost(most) if cost + b.cost - a.cost > most => continue,
+            Limit::Cost(most) if !buys(most, cost + b.cost - a.cost) => continue,
             Limit::Error(most) if error <= most => break,
             _ => {}
         }
@@ -147,6 +152,14 @@ mod tests {
         assert_eq!(global(&heads, Limit::Error(0.5)), [0, 1]);
         // Nothing is affordable: the cheapest.
         assert_eq!((global(&heads, Limit::Cost(0.0)), per_head(&heads, 0.0)), (vec![0, 0], vec![0, 0]));
+    }
+
+    #[test]
+    fn rounding_leaves_no_head_behind() {
+        // The sum of three times 0.7 is less than what the steps from 0.1 to 0.7 come to, and its third less than 0.7.
+        let heads = vec![choices(&[(0.1, 0.5), (0.7, 0.0)]); 3];
+        let most: f64 = heads.iter().map(|choices| choices[1].cost).sum();
+        assert_eq!((global(&heads, Limit::Cost(most)), per_head(&heads, most / 3.0)), (vec![1; 3], vec![1; 3]));
     }
 
     fn random_heads() -> impl Strategy<Value = Vec<Vec<Choice>>> {

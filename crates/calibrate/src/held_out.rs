@@ -53,12 +53,12 @@ impl Picks {
             Search::Global => Search::PerHead,
             Search::PerHead => Search::Global,
         };
-        let (layers, heads) = measured.shape();
+        let ((layers, heads), default) = (measured.shape(), candidates[measured.uniform_default()]);
         let mut picks = vec![
             (name(request.search).to_owned(), patterns(chosen)),
-            (format!("uniform default, {}", candidates[1]), vec![vec![candidates[1]; heads]; layers]),
+            (format!("uniform default, {default}"), vec![vec![default; heads]; layers]),
         ];
-        if let Some(pattern) = measured.uniform().filter(|&pattern| pattern != candidates[1]) {
+        if let Some(pattern) = measured.uniform().filter(|&pattern| pattern != default) {
             picks.push((format!("uniform, {pattern}"), vec![vec![pattern; heads]; layers]));
         }
         if measured.plan.target.check(other).is_ok() {

@@ -43,6 +43,7 @@ pub use held_out::Comparison;
 pub use kernel_times::{KernelTimes, Place, Shape};
 use measure::Journal;
 use measured::Measured;
+pub use measured::Totals;
 pub use menu::{Family, Lines};
 pub use target::{LayerWeights, Objective, Search, Target};
 
@@ -141,6 +142,8 @@ pub struct LengthResult {
     pub candidates: usize,
     /// Heads by the family of their pattern.
     pub families: Vec<(Family, usize)>,
+    /// What the chosen patterns come to on the texts that were searched.
+    pub totals: Totals,
     /// Chosen patterns, and other choices, on texts the search has not seen.
     pub comparisons: Vec<Comparison>,
 }
@@ -234,6 +237,7 @@ pub fn calibrate(
             kernel_times: plan.times,
             candidates: plan.candidates.len(),
             families: families(&found),
+            totals: measured.totals(&chosen),
             comparisons,
         });
         heads.push(found);
@@ -291,7 +295,8 @@ fn plan(request: &Request<'_>, Length { tokens, target: asked }: Length) -> Resu
     let seconds = |pattern| menu::most_seconds(pattern, tokens, &times);
     let target = match asked {
         Target::Time(share) | Target::Density(share) => share * seconds(Pattern::Dense),
-        Target::Default | Target::Error(_) => seconds(Pattern::default_for(tokens)),
+        // As reading does: dense where the default would cost more.
+        Target::Default | Target::Error(_) => seconds(Pattern::default_for(tokens)).min(seconds(Pattern::Dense)),
     };
     Ok(Plan { tokens, target: asked, times, candidates: menu::menu(tokens, target, &times, request.lines) })
 }

@@ -9,7 +9,7 @@ use speedread_engine::{Error, Result};
 /// What attention may cost, or lose.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target {
-    /// The time of the uniform default at the same length.
+    /// The time of the uniform default at the same length, which is dense attention's where the default's pattern would take no less.
     Default,
     /// A share of dense attention's time, index included.
     Time(f64),

@@ -1,55 +1,12 @@
 //! A search on the CPU, of a small model with random weights.
 
-use std::path::PathBuf;
+mod common;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use speedread_calibrate::{
-    Calibration, LayerWeights, Length, Lines, Objective, Progress, Request, Search, Target, Text, calibrate,
-};
+use common::{LAYERS, found, model, request};
+use speedread_calibrate::{LayerWeights, Progress, calibrate};
 use speedread_engine::Error;
-use speedread_engine::device::DeviceChoice;
-use speedread_engine::model::{Model, ModelOptions};
-use speedread_engine::session::SessionOptions;
-use speedread_engine::synthetic;
-
-const TOKENS: usize = 900;
-const LAYERS: usize = 3;
-
-fn model() -> Model {
-    let mut config = synthetic::config("llama-3.2-1b").unwrap();
-    (config.layers, config.hidden, config.feed_forward, config.vocab) = (LAYERS, 128, 256, 500);
-    (config.heads, config.kv_heads, config.head_dim, config.rope.dim) = (4, 2, 32, 32);
-    let options = ModelOptions { device: DeviceChoice::Cpu, ..ModelOptions::default() };
-    Model::with_random_weights(config, "random".into(), &options).unwrap()
-}
-
-fn text(name: &str, seed: usize) -> Text {
-    Text { name: name.into(), ids: (0..TOKENS).map(|i| ((i * i * 31 + i * seed + 3) % 500) as u32).collect() }
-}
-
-fn request<'a>(model: &'a Model, [times, journal]: &'a [PathBuf; 2], layer_weights: LayerWeights) -> Request<'a> {
-    Request {
-        model,
-        texts: vec![text("one", 17), text("three", 41)],
-        held_out: vec![text("two", 29)],
-        lengths: vec![Length { tokens: TOKENS, target: Target::Density(0.4) }],
-        options: SessionOptions::new(TOKENS),
-        search: Search::Global,
-        objective: Objective::Mean,
-        layer_weights,
-        lines: Lines::Tiles,
-        only: None,
-        ablate: false,
-        query_tiles: 4,
-        device: "here",
-        times,
-        journal,
-    }
-}
-
-fn found(request: &Request<'_>) -> Calibration {
-    calibrate(request, &mut |_| {}, &AtomicBool::new(false)).unwrap()
-}
 
 #[test]
 fn layers_count_by_what_they_do_to_the_next_tokens() {

@@ -32,6 +32,12 @@ impl Canvas {
         }
     }
 
+    /// Pixels of a colour.
+    #[cfg(test)]
+    pub fn area(&self, color: Color) -> usize {
+        self.pixels.chunks_exact(3).filter(|pixel| **pixel == color).count()
+    }
+
     /// Takes light from a pixel: 255 makes it black.
     fn darken(&mut self, x: usize, y: usize, ink: u8) {
         if x < self.width && y < self.height {

@@ -1,6 +1,24 @@
-//! A grid of coloured cells with labels: scores by length and depth, patterns or recall by layer and head.
+//! A grid of coloured cells with labels: scores by length and depth, patterns or recall by layer and head. And figures under each other.
 
 use crate::canvas::{Canvas, Color, TEXT_HEIGHT};
+
+/// A part of a picture.
+pub trait Figure {
+    /// Width and height.
+    fn size(&self) -> (usize, usize);
+    /// Draws it with its upper left corner at `x` and `y`.
+    fn draw_at(&self, canvas: &mut Canvas, x: usize, y: usize);
+}
+
+impl<F: Figure + ?Sized> Figure for Box<F> {
+    fn size(&self) -> (usize, usize) {
+        (**self).size()
+    }
+
+    fn draw_at(&self, canvas: &mut Canvas, x: usize, y: usize) {
+        (**self).draw_at(canvas, x, y);
+    }
+}
 
 /// What a cell shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,7 +53,8 @@ pub struct HeatMap {
 }
 
 const MARGIN: usize = 16;
-const GAP: usize = 8;
+/// Between a figure's parts.
+pub const GAP: usize = 8;
 const LEAST_WIDTH: usize = 26;
 const CELL_HEIGHT: usize = TEXT_HEIGHT + 6;
 const EMPTY: Color = [225; 3];
@@ -58,24 +77,24 @@ impl HeatMap {
         labels.max(Canvas::text_width(&self.row_title)) + GAP
     }
 
-    fn size(&self) -> (usize, usize) {
-        let cells = self.left() + self.columns.len() * self.cell_width();
-        let texts = [Canvas::text_width(&self.title), self.left() + Canvas::text_width(&self.column_title)];
-        let legend = self.legend().iter().map(|(name, _)| entry_width(name)).sum();
-        let width = texts.into_iter().chain([cells, legend]).max().unwrap_or(0);
-        // Title, column title, column labels, cells, legend.
-        (width, 3 * (TEXT_HEIGHT + GAP) + self.rows.len() * CELL_HEIGHT + GAP + CELL_HEIGHT)
-    }
-
     /// What the colours mean.
     fn legend(&self) -> Vec<(String, Color)> {
-        let mut legend: Vec<(String, Color)> =
-            self.categories.iter().enumerate().map(|(i, name)| (name.clone(), category(i))).collect();
+        let mut legend = categories(&self.categories);
         if self.cells.iter().any(|cell| matches!(cell, Cell::Value(_))) {
             let step = |i: usize| i as f64 / (SCALE - 1) as f64;
             legend.extend((0..SCALE).step_by(5).map(|i| (format!("{:.0} %", 100.0 * step(i)), shade(step(i)))));
         }
         legend
+    }
+}
+
+impl Figure for HeatMap {
+    fn size(&self) -> (usize, usize) {
+        let cells = self.left() + self.columns.len() * self.cell_width();
+        let texts = [Canvas::text_width(&self.title), self.left() + Canvas::text_width(&self.column_title)];
+        let width = texts.into_iter().chain([cells, legend_width(&self.legend())]).max().unwrap_or(0);
+        // Title, column title, column labels, cells, legend.
+        (width, 3 * (TEXT_HEIGHT + GAP) + self.rows.len() * CELL_HEIGHT + GAP + CELL_HEIGHT)
     }
 
     fn draw_at(&self, canvas: &mut Canvas, x: usize, y: usize) {
@@ -100,28 +119,41 @@ impl HeatMap {
                 }
             }
         }
-        let at = top + self.rows.len() * CELL_HEIGHT + GAP;
-        let mut from = x;
-        for (name, color) in self.legend() {
-            canvas.fill(from, at, TEXT_HEIGHT, TEXT_HEIGHT, color);
-            canvas.text(from + TEXT_HEIGHT + GAP / 2, at, &name);
-            from += entry_width(&name);
-        }
+        draw_legend(canvas, x, top + self.rows.len() * CELL_HEIGHT + GAP, &self.legend());
     }
 }
 
-/// Draws maps under each other; save the canvas as a PNG file.
-pub fn draw_all(maps: &[HeatMap]) -> Canvas {
-    let sizes: Vec<_> = maps.iter().map(HeatMap::size).collect();
+/// Draws figures under each other; save the canvas as a PNG file.
+pub fn draw_all<F: Figure>(figures: &[F]) -> Canvas {
+    let sizes: Vec<_> = figures.iter().map(Figure::size).collect();
     let width = sizes.iter().map(|size| size.0).max().unwrap_or(0);
     let height: usize = sizes.iter().map(|size| size.1 + MARGIN).sum();
     let mut canvas = Canvas::new(width + 2 * MARGIN, height + MARGIN, [255; 3]);
     let mut top = MARGIN;
-    for (map, (_, height)) in maps.iter().zip(sizes) {
-        map.draw_at(&mut canvas, MARGIN, top);
+    for (figure, (_, height)) in figures.iter().zip(sizes) {
+        figure.draw_at(&mut canvas, MARGIN, top);
         top += height + MARGIN;
     }
     canvas
+}
+
+/// Categories with their colours.
+pub fn categories(names: &[String]) -> Vec<(String, Color)> {
+    names.iter().enumerate().map(|(number, name)| (name.clone(), category(number))).collect()
+}
+
+/// Width of a line of names with their colours.
+pub fn legend_width(legend: &[(String, Color)]) -> usize {
+    legend.iter().map(|(name, _)| entry_width(name)).sum()
+}
+
+/// Draws a line of names with their colours.
+pub fn draw_legend(canvas: &mut Canvas, mut x: usize, y: usize, legend: &[(String, Color)]) {
+    for (name, color) in legend {
+        canvas.fill(x, y, TEXT_HEIGHT, TEXT_HEIGHT, *color);
+        canvas.text(x + TEXT_HEIGHT + GAP / 2, y, name);
+        x += entry_width(name);
+    }
 }
 
 fn entry_width(name: &str) -> usize {

@@ -72,6 +72,11 @@ fn a_search_writes_patterns_that_prefill_reads() {
     assert_eq!(fs::read(stage.path("map.png")).unwrap()[1..4], *b"PNG");
     let text = fs::read_to_string(stage.path("report.md")).unwrap();
     assert!(text.lines().filter(|line| line.starts_with("| 29 | ")).count() == 9, "{text}");
+    let time = 100.0 * length["totals"]["time"].as_f64().unwrap();
+    assert!(
+        text.contains(&format!("the search: {time:.1} % of dense attention's time")) && time < 60.0,
+        "{time} {text}"
+    );
     assert!(!fs::exists(stage.path("found.json.partial")).unwrap());
 
     // The patterns reach the heads: the density is what the search said, near enough.
@@ -111,6 +116,22 @@ fn a_search_of_one_kind_chooses_no_other() {
         assert!(density > share - 0.1 && density < share + 0.02, "{tokens}: {density}");
     }
     assert_eq!((&report["only"], &report["target"]), (&"block-sparse".into(), &"density:0.8,density:0.5".into()));
+}
+
+#[test]
+fn a_bound_on_the_error_and_the_default_are_targets() {
+    let Some(stage) = stage() else { return };
+    let args =
+        "--lengths 512 --target error:0.002,default --objective worst --layer-weights equal -o found.json --json";
+    let report = json(&mut stage.calibrate(&args.split(' ').collect::<Vec<_>>()));
+    assert_eq!(report["objective"], "worst");
+    let (default, bound) = (&report["lengths"][0], &report["lengths"][1]);
+    let total = |length: &Value, what: &str| length["totals"][what].as_f64().unwrap();
+    assert!(total(bound, "error") <= 0.002 && total(bound, "error") > 0.0 && total(bound, "time") < 1.0, "{report}");
+    // The default's blocks are all that so short a prompt has: reading it with them is dense, and so is their row.
+    let row = &default["comparisons"][1];
+    assert_eq!((&row["name"], &row["time"]), (&"uniform default, dense".into(), &1.0.into()), "{report}");
+    assert!(total(default, "time") <= 1.0 && total(default, "error") < 1e-9, "{report}");
 }
 
 #[test]

@@ -30,9 +30,9 @@ pub struct CalibrateArgs {
     /// Prompt lengths in tokens; a prompt is read with the patterns of the next longer one [default: 8192, within the model's context]
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = parse_tokens)]
     pub lengths: Vec<NonZeroUsize>,
-    /// What attention may cost, or lose: default (the time of the uniform default), time:SHARE or density:SHARE of dense attention,
-    /// error:BOUND (squared error of the attention output, relative, mean over layers by their weights); one for all lengths, or one for
-    /// each in the order of --lengths
+    /// What attention may cost, or lose: default (the time of the uniform default as reading runs it, at most dense attention's),
+    /// time:SHARE or density:SHARE of dense attention, error:BOUND (squared error of the attention output, relative, mean over layers by
+    /// their weights); one for all lengths, or one for each in the order of --lengths
     #[arg(long, value_name = "TARGET,...", value_delimiter = ',', default_value = "default")]
     pub target: Vec<Target>,
     /// One budget for all heads (global), or the same for every head (per-head: the search of MInference's paper)
@@ -65,10 +65,10 @@ pub struct CalibrateArgs {
     /// Format of the patterns
     #[arg(long, value_name = "FORMAT", default_value = "speedread")]
     pub format: Format,
-    /// Draw patterns and recall by layer and head (PNG)
+    /// Draw patterns, recall and times by layer and head, and how many heads have which error (PNG)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
-    /// Write what was found of every head (Markdown)
+    /// Write what was found of every head and of all together (Markdown)
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Print one JSON object instead of tables

@@ -1,5 +1,6 @@
 //! `speedread calibrate`: finds the sparse pattern of every head.
 
+mod histogram;
 mod report;
 
 use std::path::PathBuf;
@@ -151,6 +152,7 @@ fn print(length: &LengthResult) {
     for (family, heads) in length.families.iter().filter(|(_, heads)| *heads > 0) {
         println!("  {heads:>5} heads {}", family.name());
     }
+    println!("  together {}", report::totals(&length.totals));
     if !length.comparisons.is_empty() {
         let width = length.comparisons.iter().map(|c| c.name.len()).max().unwrap_or(0);
         println!(

@@ -1,19 +1,17 @@
-//! What a search found, for people: a picture by layer and head, and a report in Markdown.
+//! What a search found, for people: pictures by layer and head and by error, and a report in Markdown.
 
 use std::fmt::Write;
 
 use speedread_attention::pattern_file::searched::SearchedHead;
-use speedread_calibrate::{Calibration, Family};
+use speedread_calibrate::{Calibration, Family, Totals};
 
+use super::histogram::{Histogram, bins};
 use crate::canvas::Canvas;
-use crate::heatmap::{Cell, HeatMap, draw_all};
+use crate::heatmap::{Cell, Figure, HeatMap, draw_all};
 
-/// Bins of the histogram of errors.
-const BINS: [f64; 7] = [0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1];
-
-/// Maps of patterns, of recall and of time by layer and head, one set a length.
+/// Maps of patterns, of recall and of time by layer and head, and a histogram of the heads' errors, one set a length.
 pub fn map(found: &Calibration) -> Canvas {
-    let maps = found.heads.iter().zip(&found.lengths).flat_map(|(layers, length)| {
+    let figures = found.heads.iter().zip(&found.lengths).flat_map(|(layers, length)| {
         let draw = |what: &str, cell: &dyn Fn(&SearchedHead) -> Cell, categories: Vec<String>| HeatMap {
             title: format!("{what}, prompts of {} tokens", length.tokens),
             row_title: "layer".into(),
@@ -27,13 +25,28 @@ pub fn map(found: &Calibration) -> Canvas {
         let family = |head: &SearchedHead| Family::of(head.pattern);
         let number = |head: &SearchedHead| Family::ALL.iter().position(|&f| f == family(head)).unwrap_or(0);
         let names = Family::ALL.iter().map(|family| family.name().to_owned()).collect();
-        [
-            draw("pattern", &|head| Cell::Category(number(head)), names),
-            draw("recall, %", &|head| Cell::Value(head.recall), vec![]),
-            draw("time against dense, %", &|head| Cell::Value(head.time.min(1.0)), vec![]),
-        ]
+        let histogram =
+            Histogram { title: format!("heads by error, prompts of {} tokens", length.tokens), bins: bins(layers) };
+        let figures: [Box<dyn Figure>; 4] = [
+            Box::new(draw("pattern", &|head| Cell::Category(number(head)), names)),
+            Box::new(draw("recall, %", &|head| Cell::Value(head.recall), vec![])),
+            Box::new(draw("time against dense, %", &|head| Cell::Value(head.time.min(1.0)), vec![])),
+            Box::new(histogram),
+        ];
+        figures
     });
-    draw_all(&maps.collect::<Vec<_>>())
+    draw_all(&figures.collect::<Vec<_>>())
+}
+
+/// What all heads come to, in a sentence.
+pub fn totals(totals: &Totals) -> String {
+    format!(
+        "{:.1} % of dense attention's time, {:.1} % of its key tiles, mean error {:.5} by the layers' weights, mean recall {:.2} %",
+        100.0 * totals.time,
+        100.0 * totals.density,
+        totals.error,
+        100.0 * totals.recall
+    )
 }
 
 /// A divergence in nats; nothing where none was measured.
@@ -54,6 +67,7 @@ pub fn markdown(found: &Calibration, model: &str) -> String {
         for (family, heads) in &length.families {
             line(format_args!("| {} | {heads} |", family.name()));
         }
+        line(format_args!("\nAll heads, on the texts of the search: {}.", totals(&length.totals)));
         if !length.comparisons.is_empty() {
             line(format_args!("\nOn texts the search has not seen (time and density relative to dense attention):\n"));
             line(format_args!(
@@ -69,10 +83,8 @@ pub fn markdown(found: &Calibration, model: &str) -> String {
             }
         }
         line(format_args!("\nHeads by the squared error of their output, relative:\n\n| error | heads |\n|---|---|"));
-        for (i, &from) in BINS.iter().enumerate() {
-            let to = BINS.get(i + 1).copied().unwrap_or(f64::INFINITY);
-            let heads = layers.iter().flatten().filter(|head| head.error >= from && head.error < to).count();
-            line(format_args!("| {from} to {to} | {heads} |"));
+        for bin in bins(layers) {
+            line(format_args!("| {} to {} | {} |", bin.from, bin.to, bin.heads()));
         }
         line(format_args!("\n| layer | head | pattern | error | recall | time |\n|---|---|---|---|---|---|"));
         for (layer, heads) in layers.iter().enumerate() {
@@ -89,12 +101,13 @@ pub fn markdown(found: &Calibration, model: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heatmap::categories;
     use speedread_attention::pattern_file::minference::MInferenceFile;
     use speedread_attention::{Kernel, PatternFile};
     use speedread_calibrate::{KernelTimes, LengthResult, Target};
 
-    #[test]
-    fn every_head_is_reported() {
+    /// What was found of one layer with two heads, of which the first has this error.
+    fn found(error: f64) -> Calibration {
         let head =
             |pattern: &str, error| SearchedHead { pattern: pattern.parse().unwrap(), error, recall: 0.5, time: 0.25 };
         let times = KernelTimes {
@@ -111,14 +124,20 @@ mod tests {
             kernel_times: times,
             candidates: 3,
             families: vec![(Family::BlockSparse, 1)],
+            totals: Totals { time: 0.25, density: 0.125, error: 0.251, recall: 0.5 },
             comparisons: vec![],
         };
-        let found = Calibration {
+        Calibration {
             file: PatternFile::MInference(MInferenceFile { layers: vec![] }),
-            heads: vec![vec![vec![head("block-sparse:9", 0.5), head("a-shape:64,640", 0.002)]]],
+            heads: vec![vec![vec![head("block-sparse:9", error), head("a-shape:64,640", 0.002)]]],
             lengths: vec![length],
             weights: vec![1.0],
-        };
+        }
+    }
+
+    #[test]
+    fn every_head_is_reported() {
+        let found = found(0.5);
         let text = markdown(&found, "tiny");
         assert!(
             text.contains("Target: default.")
@@ -126,6 +145,17 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| 0.1 to inf | 1 |") && text.contains("| 0.001 to 0.003 | 1 |"), "{text}");
-        map(&found);
+        // Without texts to compare on.
+        let all = "All heads, on the texts of the search: 25.0 % of dense attention's time, 12.5 % of its key tiles, mean error 0.25100 by the layers' weights, mean recall 50.00 %.";
+        assert!(text.contains("| block-sparse | 1 |") && text.contains(all), "{text}");
+    }
+
+    #[test]
+    fn pictures_show_heads_by_error_too() {
+        let names = Family::ALL.map(|family| family.name().to_owned());
+        let number = Family::ALL.iter().position(|&family| family == Family::BlockSparse).unwrap();
+        let area = |error| map(&found(error)).area(categories(&names)[number].1);
+        // By itself in its bin, its bar is full; with the other head in one bin, it has half a bar.
+        assert!(area(0.5) > area(0.002) + 1000, "{} {}", area(0.5), area(0.002));
     }
 }
