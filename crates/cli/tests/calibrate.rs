@@ -238,6 +238,11 @@ fn what_cannot_be_searched_is_refused() {
         );
     };
     refused(&["-f", "short.txt"], "short.txt has");
+    // What cannot be searched needs no word about comparisons.
+    let mut alone = stage.run("calibrate", &["-f", "short.txt", "--lengths", TOKENS, "-o", "x.json"]);
+    let output = alone.current_dir(&stage.folder).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("short.txt has") && !said.contains("nothing to compare"), "{said}");
     refused(&["--held-out", "short.txt"], "short.txt has");
     refused(&["--lengths", "9000"], "context of 8192");
     refused(&["--target", "error:0.1", "--search", "per-head"], "global search");

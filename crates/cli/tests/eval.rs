@@ -293,6 +293,25 @@ fn perplexity_is_measured_by_length() {
 }
 
 #[test]
+fn patterns_of_another_model_are_refused_before_anything_runs() {
+    let Some(stage) = Stage::set() else { return };
+    let data = stage.write("ruler.jsonl", ruler(1));
+    // SmolLM2 has 30 layers of 9 query heads.
+    let head = json!({"pattern": "dense", "error": 0, "recall": 1, "time": 1});
+    let file = json!({
+        "format": "speedread-patterns", "version": 1, "kernel": "cpu",
+        "model": {"name": "other", "fingerprint": "0123456789abcdef", "layers": 30, "heads": 9},
+        "search": {}, "lengths": [{"tokens": 1024, "layers": vec![vec![head; 9]; 30]}],
+    });
+    let patterns = format!("patterns:{}", stage.write("other.json", file.to_string()));
+    for setting in [patterns.clone(), format!("static:{patterns}")] {
+        let run = stage.eval("ruler", &[&data, "--attention", "dense", "--attention", &setting]).assert();
+        run.code(1).stdout("").stderr(says("other.json")).stderr(says("0123456789abcdef"));
+        assert!(!Path::new(&stage.path("results.jsonl")).exists());
+    }
+}
+
+#[test]
 fn wrong_data_is_refused_before_anything_runs() {
     let folder = tempdir().unwrap();
     let results = folder.path().join("results.jsonl");

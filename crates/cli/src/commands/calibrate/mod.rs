@@ -35,7 +35,8 @@ pub fn run(args: CalibrateArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
         true => following(&texts, longest),
         false => encode(&model, held_out)?,
     };
-    if held_out.is_empty() {
+    // Texts that are too short to be searched are refused below.
+    if held_out.is_empty() && texts.iter().all(|text| text.ids.len() >= longest) {
         eprintln!(
             "note: the texts have no second part of {longest} tokens, and there is no --held-out: nothing to compare on"
         );
