@@ -92,6 +92,24 @@ fn every_pattern_answers() {
     stage.run("run", &["-f", &text, "--max-tokens", "2", "--patterns", &file]).assert().success();
 }
 
+/// Of a model nobody searched, where that costs accuracy: not where reading was dense, or heads are alike because it was asked for.
+#[test]
+fn reading_says_that_a_search_would_help() {
+    let Some(stage) = Stage::set() else { return };
+    for (sentences, more, hinted) in [
+        (130, &[][..], true),
+        // So few key tiles that the default is dense.
+        (60, &[], false),
+        (130, &["--attention", "uniform"], false),
+        (130, &["--attention", "dense"], false),
+    ] {
+        let text = stage.write("text.txt", "The quick brown fox jumps over the lazy dog. ".repeat(sentences));
+        let args = [&["-f", &text, "--max-tokens", "1"], more].concat();
+        let said = stage.run("run", &args).assert().success().get_output().stderr.clone();
+        assert_eq!(String::from_utf8(said).unwrap().contains("speedread calibrate"), hinted, "{more:?}");
+    }
+}
+
 #[test]
 fn wrong_pattern_files_are_refused() {
     let Some(stage) = Stage::set() else { return };

@@ -16,9 +16,9 @@ use serde_json::json;
 use speedread_engine::generate::{FinishReason, Generation, generate};
 use speedread_engine::model::Model;
 use speedread_engine::sampler::Sampler;
-use speedread_engine::session::{Precision, Session};
+use speedread_engine::session::{AttentionChoice, Precision, Session};
 
-use crate::args::{PrefillArgs, SamplingArgs};
+use crate::args::{Attention, PrefillArgs, SamplingArgs};
 use crate::context::{Interrupt, prefill};
 use crate::output::{self, Summary};
 use crate::prompt::Prompt;
@@ -63,6 +63,15 @@ fn answer(
             eprintln!("\n{table}");
         }
         eprintln!("\n{}", summary.line());
+    }
+    if prefill_args.attention == Attention::Auto
+        && matches!(session.options().attention, AttentionChoice::Uniform)
+        && report.density() < 1.0
+    {
+        eprintln!(
+            "note: speedread knows no patterns of this model and read all its heads alike; `speedread calibrate` finds them, and \
+             --patterns FILE reads with them: nearer to dense attention in the same time"
+        );
     }
     match generation.finish_reason {
         FinishReason::Cancelled => Err(speedread_engine::Error::Cancelled.into()),
