@@ -1,7 +1,7 @@
 // What the host tells the kernels of block-sparse heads: the mirror of `src/cuda/index/blocks.rs`.
 //
-// Query tiles here are those before the dense ones at the end, so all their rows exist; and only key tiles left of a query tile's own are
-// scored, so all their keys exist too.
+// Query tiles here are those before the dense ones at the end, so all their rows exist; and only key tiles up to the own one of a query tile's
+// first row are scored, so all their keys exist too.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -12,6 +12,8 @@ constexpr int kGroup = 16;
 
 // Scores are kept in f16, as numbers in the same order.
 using Score = uint16_t;
+constexpr int kChoosers = 4;  // warps of a block that chooses, a query tile each
+
 // Of a pair in one word. Zero only of what is no number.
 __device__ __forceinline__ uint32_t order_of_pair(uint32_t x) { return x ^ ((x >> 15 & 0x00010001u) * 0xffffu | 0x80008000u); }
 
@@ -34,6 +36,7 @@ struct BlockParams {
   Score* scores;              // [slots of this batch][tiles][pitch]
   Score* largest;             // [slots of this batch][tiles][pitch / kGroup], of each group
   int32_t* offsets;
+  int32_t* counts;            // [slots][query_tiles], see `IndexParams`
   int64_t pitch;
   int32_t query_tiles;        // pooled ones
   int32_t key_tiles;
@@ -43,4 +46,4 @@ struct BlockParams {
   int32_t first_tile;         // query tile
   int32_t tiles;              // query tiles
 };
-static_assert(sizeof(PoolParams) == 48 && sizeof(BlockParams) == 104, "the host's sizes");
+static_assert(sizeof(PoolParams) == 48 && sizeof(BlockParams) == 112, "the host's sizes");

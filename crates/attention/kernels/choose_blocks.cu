@@ -6,7 +6,6 @@
 #include "blocks.cuh"
 #include "top.cuh"
 
-constexpr int kWarps = 4;
 constexpr int kRoom = 1024;      // scores of a warp
 constexpr int kEach = kRoom / 32;  // of a lane
 constexpr int kGroups = 512;     // that scores are brought together from
@@ -154,14 +153,15 @@ __device__ __forceinline__ bool choose(Shortlist& shortlist, const Score* scores
 }
 
 // Grid: (query tiles by fours, slots) of the batch.
-extern "C" __global__ void __launch_bounds__(32 * kWarps, 6) choose_blocks(const __grid_constant__ BlockParams p) {
+extern "C" __global__ void __launch_bounds__(32 * kChoosers, 6) choose_blocks(const __grid_constant__ BlockParams p) {
   __shared__ union {
-    Shortlist shortlists[kWarps];
+    Shortlist shortlists[kChoosers];
     TopShared top;
   } s;
   const int64_t slot = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const HeadTask head = p.heads[p.slot_heads[p.first_slot + slot]];
+  if (head.kind != kBlocks) return;
 
   // The query tile at `row` of the batch, by a warp or, as the warp could not, by the block. Returns whether it is done.
   auto choose_row = [&](int row, bool by_warp) {
@@ -187,14 +187,14 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps, 6) choose_blocks(const
     const int64_t in_batch = slot * p.tiles + row;
     const Score* const scores = p.scores + in_batch * p.pitch;
     if (by_warp) return choose(s.shortlists[warp], scores, p.largest + in_batch * (p.pitch / kGroup), own, others, lane, put_other);
-    top<32 * kWarps>(s.top, Scores{scores}, own, others, true, put_other);
+    top<32 * kChoosers>(s.top, Scores{scores}, own, others, true, put_other);
     return true;
   };
-  const int row = blockIdx.x * kWarps + warp;
-  __shared__ bool left[kWarps];
+  const int row = blockIdx.x * kChoosers + warp;
+  __shared__ bool left[kChoosers];
   const bool done = row >= p.tiles || choose_row(row, true);
   if (lane == 0) left[warp] = !done;
   __syncthreads();
-  for (int w = 0; w < kWarps; w++)
-    if (left[w]) choose_row(blockIdx.x * kWarps + w, false);
+  for (int w = 0; w < kChoosers; w++)
+    if (left[w]) choose_row(blockIdx.x * kChoosers + w, false);
 }

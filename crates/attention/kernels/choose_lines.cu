@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(kChoosers) choose_lines(const __gri
   }
   const HeadTask head = p.heads[blockIdx.x];
   HeadState& state = p.states[blockIdx.x];
-  if (head.kind == kDense || head.kind == kBlocks) {
+  if (head.kind == kDense || head.kind == kBlocks || head.kind == kShares) {
     if (threadIdx.x == 0) state = {0, 0, 0, head.kind == kDense, 0};
     return;
   }

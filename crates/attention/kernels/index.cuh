@@ -31,22 +31,25 @@ enum HeadKind : int32_t {
   kLines = 2,   // `vertical` columns and `slash` diagonals of most mass
   kTiles = 3,   // `slash` windows and `vertical` columns of most mass
   kBlocks = 4,  // `slash` key tiles of largest pooled score for each query tile
+  kShares = 5,  // as many of them as hold `percent` of the pooled attention, `least` to `slash`
 };
 
 // What is asked of a query head, and where its lists go.
 struct HeadTask {
   int32_t kind;
-  int32_t slot;           // of its masses
+  int32_t slot;           // of its masses; of a kBlocks or kShares head, among these
   int32_t vertical;       // columns
   int32_t slash;          // see the kind
   int32_t dense_from;     // first query tile that visits every key
   int32_t column_tile;    // its first tile of gathered columns
   int32_t column_tiles;   // room, in tiles
   int32_t order_stride;   // its item of query tile t goes to place `order + (query tiles - 1 - t) * order_stride` of the queue,
+  int32_t least;
+  int32_t percent;
   int64_t order;
   int64_t tail_order;     // but from `dense_from` on to `tail_order + query tiles - 1 - t`, with an empty item in the other place
   int64_t windows;        // its first entry among the offsets
-  int64_t window_room;    // entries there; of a kTiles head twice as many, the second half to sort from; of a kBlocks head for each query tile
+  int64_t window_room;    // entries there; of a kTiles head twice as many, the second half to sort from; of a kBlocks or kShares head for each query tile
   int64_t masks;          // its first mask: [query tiles][column_tiles]
   int64_t dense_tiles;    // key tiles that dense attention would visit in the query tiles before `dense_from`
 };
@@ -72,6 +75,7 @@ struct IndexParams {
   int32_t* positions;     // [column tiles][128]
   uint4* masks;
   WorkItem* items;
+  const int32_t* block_counts;  // [slots of blocks][block_tiles]: key tiles of a kShares head
   int64_t pitch;
   int64_t runs;
   int32_t head_count;
@@ -81,9 +85,10 @@ struct IndexParams {
   int32_t query_tiles;
   int32_t dense_list;     // entries of the list of all windows; zero when no head needs it
   int32_t fallback;       // whether heads may turn dense
+  int32_t block_tiles;    // query tiles of kBlocks and kShares heads before the dense ones
 };
-static_assert(sizeof(ScoreTask) == 12 && sizeof(HeadTask) == 80 && sizeof(HeadState) == 24, "the host's sizes");
-static_assert(sizeof(LastQueriesParams) == 72 && sizeof(IndexParams) == 136, "the host's sizes");
+static_assert(sizeof(ScoreTask) == 12 && sizeof(HeadTask) == 88 && sizeof(HeadState) == 24, "the host's sizes");
+static_assert(sizeof(LastQueriesParams) == 72 && sizeof(IndexParams) == 144, "the host's sizes");
 
 // How many key tiles a budget of blocks comes to in a query tile (of all its rows) whose first stands at `first`: those of its own positions
 // and the first of all are kept whatever the budget.

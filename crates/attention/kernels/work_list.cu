@@ -71,6 +71,9 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) work_list(const __grid
   } else if (head.kind == kBlocks) {
     item.list = head.windows + tile * head.window_room;
     item.spans = blocks_of(head.slash, first);
+  } else if (head.kind == kShares) {
+    item.list = head.windows + tile * head.window_room;
+    item.spans = p.block_counts[static_cast<int64_t>(head.slot) * p.block_tiles + tile];
   } else {
     item.spans = count_below(p.offsets + head.windows, state.windows, first + kTileKeys);
     // Where the windows hold every key there are no columns to look for.

@@ -33,6 +33,8 @@ fn least_tiles(pattern: Pattern, keys: usize) -> Option<usize> {
         // A tile budget is spent to the full where there is mass; what it may leave unspent the exact check sees.
         Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => Some(vertical + slash),
         Pattern::BlockSparse { blocks } => Some(blocks),
+        // What it comes to beyond that the exact check sees.
+        Pattern::BlockShare { least, .. } => Some(least),
     }
 }
 
@@ -52,7 +54,7 @@ fn index_cost(pattern: Pattern, key_tiles: usize, query_tiles: usize) -> f64 {
     match pattern {
         Pattern::Dense | Pattern::AShape { .. } | Pattern::TriShape { .. } => 0.0,
         Pattern::VerticalSlash { .. } => LAST_QUERIES_PER_KEY_TILE * key_tiles as f64,
-        Pattern::BlockSparse { .. } => POOLING_PER_TILE * (key_tiles + query_tiles) as f64,
+        Pattern::BlockSparse { .. } | Pattern::BlockShare { .. } => POOLING_PER_TILE * (key_tiles + query_tiles) as f64,
     }
 }
 

@@ -89,7 +89,7 @@ impl FixedHead {
             Pattern::TriShape { sink, local, last } => a_shape(0, rows, sink, local, shape).with_dense_tail(last),
             Pattern::VerticalSlash { budget: Budget::Lines, .. } => self.lines(rows),
             Pattern::VerticalSlash { budget: Budget::Tiles, .. } => self.lines(rows).with_dense_tail(LAST_QUERIES),
-            Pattern::BlockSparse { .. } => self.blocks(rows).with_dense_tail(LAST_QUERIES),
+            Pattern::BlockSparse { .. } | Pattern::BlockShare { .. } => self.blocks(rows).with_dense_tail(LAST_QUERIES),
         }
     }
 

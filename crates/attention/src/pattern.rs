@@ -51,6 +51,16 @@ pub enum Pattern {
         /// Key tiles per query tile; the first tile and the diagonal are always among them.
         blocks: usize,
     },
+    /// For each query tile as many key tiles of largest mean-pooled score as hold a share of the pooled attention, the softmax of these scores: few
+    /// where attention is sharp, many where it spreads. The last 64 queries see every key.
+    BlockShare {
+        /// Key tiles per query tile, at least; the first tile and the diagonal are always among them.
+        least: usize,
+        /// And at most.
+        most: usize,
+        /// The share in hundredths of the pooled attention, the query tile's own key tile included.
+        percent: usize,
+    },
 }
 
 impl Pattern {
@@ -73,6 +83,9 @@ impl Pattern {
                 Pattern::VerticalSlash { vertical: tiles(vertical), slash: tiles(slash), budget: Budget::Tiles }
             }
             Pattern::BlockSparse { blocks } => Pattern::BlockSparse { blocks: tiles(blocks) },
+            Pattern::BlockShare { least, most, percent } => {
+                Pattern::BlockShare { least: tiles(least), most: tiles(most), percent }
+            }
             in_keys => in_keys,
         }
     }
@@ -87,7 +100,9 @@ impl Pattern {
                 "needs a local width of at least 1"
             }
             Pattern::VerticalSlash { vertical: 0, slash: 0, .. } => "needs at least one column or diagonal",
-            Pattern::BlockSparse { blocks: 0 } => "needs at least one block",
+            Pattern::BlockSparse { blocks: 0 } | Pattern::BlockShare { least: 0, .. } => "needs at least one block",
+            Pattern::BlockShare { least, most, .. } if most < least => "allows less than it needs",
+            Pattern::BlockShare { percent, .. } if !(1..=100).contains(percent) => "needs a share of 1 to 100 percent",
             _ => return Ok(()),
         };
         Err(Error::Pattern(format!("{self} {fault}")))
@@ -108,6 +123,7 @@ impl fmt::Display for Pattern {
                 write!(f, "vertical-slash-tiles:{vertical},{slash}")
             }
             Pattern::BlockSparse { blocks } => write!(f, "block-sparse:{blocks}"),
+            Pattern::BlockShare { least, most, percent } => write!(f, "block-share:{least},{most},{percent}"),
         }
     }
 }
@@ -128,7 +144,7 @@ impl TryFrom<String> for Pattern {
 
 /// The forms of a pattern as text, for messages.
 pub const FORMS: &str = "dense, a-shape:SINK,LOCAL, tri-shape:SINK,LOCAL,LAST, vertical-slash:COLUMNS,DIAGONALS, \
-                         vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES, block-sparse:BLOCKS";
+                         vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES, block-sparse:BLOCKS, block-share:LEAST,MOST,PERCENT";
 
 impl FromStr for Pattern {
     type Err = Error;
@@ -151,6 +167,7 @@ impl FromStr for Pattern {
                 Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles }
             }
             ("block-sparse", &[blocks]) => Pattern::BlockSparse { blocks },
+            ("block-share", &[least, most, percent]) => Pattern::BlockShare { least, most, percent },
             _ => return Err(Error::Pattern(format!("'{text}' is not a pattern; the forms are: {FORMS}"))),
         };
         pattern.validate()?;
@@ -171,6 +188,7 @@ mod tests {
             "vertical-slash:30,800",
             "vertical-slash-tiles:8,24",
             "block-sparse:16",
+            "block-share:8,64,95",
         ] {
             assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
         }
@@ -187,6 +205,11 @@ mod tests {
             "a-shape:1,x",
             "vertical-slash:0,0",
             "block-sparse:0",
+            "block-share:8,64",
+            "block-share:0,64,95",
+            "block-share:8,7,95",
+            "block-share:8,64,0",
+            "block-share:8,64,101",
             "slash:1,2",
             "a-shape:1,2,",
         ] {

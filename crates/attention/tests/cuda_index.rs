@@ -5,7 +5,7 @@
 mod case;
 mod device;
 
-use case::{Case, patterns};
+use case::{Case, check_shares, patterns, spread};
 use device::{Layout, Rounded, attentions, sized};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -129,6 +129,12 @@ fn check_on<T: AttentionElement>(
         let (got, want, report) = (&indexes[head], &want[head], &report[head]);
         assert_eq!(report.dense_tiles, want.total_dense_tiles(), "{about}");
         assert_eq!(report.tiles, plan.head_tiles()[head], "{about}: head {head}");
+        if let (Pattern::BlockShare { least, most, percent }, Some(_)) = (patterns[head], got.blocks()) {
+            let (q, k) = (case.case.q(), case.k());
+            // Of the 16-bit means and scores: two roundings of eleven bits, and one.
+            check_shares(q, k, head, got, (least, most, percent), 2f64.powi(-9), &about);
+            continue;
+        }
         if let (Some(got_lists), Some(want_lists)) = (got.blocks(), want.blocks()) {
             // Sums in another order may swap what is nearly equal.
             let (mut same, mut all) = (0, 0);
@@ -208,6 +214,9 @@ fn edges_of_tiles() {
                 "tri-shape:9000,9000,1",
                 "block-sparse:3",
                 "block-sparse:900",
+                "block-share:1,900,50",
+                "block-share:900,900,50",
+                "block-share:3,3,100",
             ] {
                 let case = Case::new(rows, start, 2, 2, dim, 11);
                 check::<bf16>(case, &[text.parse().unwrap(); 4], false, Layout::RowMajor, &mut work);
@@ -230,9 +239,32 @@ fn long_prompts() {
         ("block-sparse:2", sized(3_000, 200), sized(60_000, 9_000)),
         ("block-sparse:40", sized(3_000, 200), sized(60_000, 9_000)),
         ("block-sparse:1500", 200, sized(270_000, 3_000)),
+        ("block-share:2,40,80", sized(3_000, 200), sized(60_000, 9_000)),
+        ("block-share:30,1500,20", 200, sized(270_000, 3_000)),
     ] {
         let case = Case::new(rows, start, 1, 2, 128, 3);
         check::<bf16>(case, &[text.parse().unwrap(); 2], true, Layout::RowMajor, &mut Workspace::new());
+    }
+}
+
+/// Sharp attention needs few key tiles and one that spreads many, in the same head.
+#[test]
+fn shares_follow_the_scores() {
+    if attentions().is_empty() {
+        return;
+    }
+    for (rows, start, text) in
+        [(1_500, 0, "block-share:2,40,90"), (900, 700, "block-share:1,6,60"), (300, 4_000, "block-share:4,40,75")]
+    {
+        let mut case = Case::new(rows, start, 2, 2, 64, 5);
+        spread(&mut case);
+        check::<bf16>(
+            case,
+            &[text.parse().unwrap(), "block-sparse:4".parse().unwrap(), text.parse().unwrap(), Pattern::Dense],
+            false,
+            Layout::RowMajor,
+            &mut Workspace::new(),
+        );
     }
 }
 
@@ -247,6 +279,22 @@ fn equal_scores_of_blocks() {
             Rounded::<bf16>::new(case).prefill(device, &blocks, false, Layout::RowMajor, &mut Workspace::new());
         let own = start as u32 / 128;
         assert_eq!(indexes[0].blocks().unwrap().of(0), [0, 1, own, own + 1]);
+    }
+    // A share takes those of one score together, as far as it may.
+    for (device, (text, want)) in attentions().iter().flat_map(|device| {
+        let few = ("block-share:4,7,50", vec![0, 1, 2, 3, 4, 70, 71]);
+        [
+            (device, few),
+            (device, ("block-share:4,999,50", (0..=71).collect())),
+            (device, ("block-share:4,999,1", vec![0, 1, 70, 71])),
+        ]
+    }) {
+        let mut case = Case::new(200, 9_000, 1, 1, 64, 1);
+        case.k.fill(0.0);
+        let shares = [text.parse().unwrap()];
+        let (.., indexes, _) =
+            Rounded::<bf16>::new(case).prefill(device, &shares, false, Layout::RowMajor, &mut Workspace::new());
+        assert_eq!(indexes[0].blocks().unwrap().of(0), want, "{text}");
     }
 }
 

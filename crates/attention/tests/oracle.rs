@@ -2,7 +2,7 @@
 
 mod case;
 
-use case::{Case, patterns};
+use case::{Case, check_shares, patterns, spread};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use speedread_attention::cpu::{Isa, TILE};
@@ -139,6 +139,8 @@ proptest! {
             Pattern::VerticalSlash { vertical: n, slash: 100, budget: Budget::Lines },
             Pattern::VerticalSlash { vertical: 0, slash: n + 1, budget: Budget::Lines },
             Pattern::BlockSparse { blocks: n },
+            Pattern::BlockShare { least: n, most: n, percent: 50 },
+            Pattern::BlockShare { least: 1, most: n, percent: 100 },
         ] {
             let (out, lse, _) = case.run(&case.k, &case.v, pattern, &options);
             for (a, b) in out.iter().chain(&lse).zip(dense.iter().chain(&dense_lse)) {
@@ -185,6 +187,24 @@ proptest! {
             }
         }
         prop_assert!(index.windows().len() <= want.len());
+    }
+
+    /// The key tiles of a share are the fewest of largest pooled score that hold it.
+    #[test]
+    fn shares_are_what_they_are_defined_to_be(
+        rows in 1usize..1500, start in prop_oneof![Just(0usize), 0usize..700], least in 1usize..8, more in 0usize..16, percent in 1usize..=100, wide: bool,
+        seed: u64,
+    ) {
+        let mut case = Case::new(rows, start, 1, 2, 64, seed);
+        if wide {
+            spread(&mut case);
+        }
+        let pattern = Pattern::BlockShare { least, most: least + more, percent };
+        let options = Options { dense_fallback: false, ..Options::default() };
+        let indexes = build_indexes(case.q(), case.kv(&case.k), &[pattern; 2], &options).unwrap();
+        for (head, index) in indexes.iter().enumerate() {
+            check_shares(case.q(), case.kv(&case.k), head, index, (least, least + more, percent), 1e-5, "estimator");
+        }
     }
 
     #[test]

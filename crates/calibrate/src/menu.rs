@@ -50,7 +50,7 @@ impl Family {
             Pattern::AShape { .. } | Pattern::TriShape { .. } => Family::AShape,
             Pattern::VerticalSlash { vertical: 0, .. } => Family::Slash,
             Pattern::VerticalSlash { .. } => Family::VerticalSlash,
-            Pattern::BlockSparse { .. } => Family::BlockSparse,
+            Pattern::BlockSparse { .. } | Pattern::BlockShare { .. } => Family::BlockSparse,
         }
     }
 }
@@ -160,7 +160,7 @@ pub fn most_seconds(pattern: Pattern, tokens: usize, times: &KernelTimes) -> f64
             let (vertical, slash) = (vertical.max(1) as u64, slash.max(nearest) as u64);
             Visits { runs: capped(slash, 0) + tiles.saturating_sub(slash), gathered: capped(vertical, slash) }
         }
-        Pattern::BlockSparse { blocks } => {
+        Pattern::BlockSparse { blocks } | Pattern::BlockShare { most: blocks, .. } => {
             let blocks = blocks.max(2) as u64;
             Visits { runs: capped(blocks, 0) + tiles.saturating_sub(blocks), gathered: 0 }
         }

@@ -1,6 +1,7 @@
 //! Block-sparse: for every query tile the key tiles of largest mean-pooled score (MInference, algorithm 3).
 //!
-//! Unlike the original, the query tile's own key tile and the first tile are always kept: a row never loses its own position.
+//! Unlike the original, the query tile's own key tile and the first tile are always kept: a row never loses its own position. How many are chosen
+//! is given, or follows from the scores: as many as hold a share of the pooled attention.
 
 use crate::cpu::cache::{Cache, Keys};
 use crate::cpu::panel::{KEYS, Panel};
@@ -8,13 +9,22 @@ use crate::cpu::{Isa, TILE};
 use crate::index::{BlockLists, SparseIndex, TileShape};
 use crate::{Element, Rows};
 
-/// Chooses `blocks` key tiles per query tile of a head.
+/// How many key tiles a query tile gets.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Blocks {
+    /// So many.
+    Count(usize),
+    /// Enough for a share of the softmax of the pooled scores, which are multiplied by `scale`: at least and at most so many.
+    Share { least: usize, most: usize, share: f64, scale: f64 },
+}
+
+/// Chooses key tiles per query tile of a head.
 pub(super) fn choose<T: Element>(
     isa: Isa,
     q: Rows<'_, f32>,
     k: Rows<'_, T>,
     head: usize,
-    blocks: usize,
+    budget: Blocks,
     shape: TileShape,
 ) -> SparseIndex {
     let (rows, start, dim) = (q.rows(), k.rows() - q.rows(), q.dim());
@@ -51,17 +61,47 @@ pub(super) fn choose<T: Element>(
             let mut order: Vec<u32> = (0..=last).collect();
             // A query tile that straddles two key tiles, and the first, are kept whatever the budget.
             let forced = (last - own + 1) as usize + usize::from(own > 0);
-            let count = blocks.max(forced);
+            let by_score = |&a: &u32, &b: &u32| key(b).total_cmp(&key(a)).then(a.cmp(&b));
+            let count = match budget {
+                Blocks::Count(blocks) => blocks,
+                Blocks::Share { least, most, share, scale } => {
+                    order.sort_unstable_by(by_score);
+                    (forced + holding(share, scale, &scores[..=own as usize], &order[forced..])).clamp(least, most)
+                }
+            };
+            let count = count.max(forced);
             if count < order.len() {
-                order.select_nth_unstable_by(count, |&a, &b| key(b).total_cmp(&key(a)).then(a.cmp(&b)));
+                order.select_nth_unstable_by(count, by_score);
                 order.truncate(count);
-                order.sort_unstable();
             }
+            order.sort_unstable();
             lists.tiles.extend(order);
             lists.begin.push(lists.tiles.len());
         }
     }
     SparseIndex::from_blocks(start, rows, shape, lists)
+}
+
+/// How many of the key tiles `others`, in the order of their scores, hold `share` of the softmax of all scores together with the first tile and the
+/// last one, the query tile's own. Tiles of one score are taken together.
+fn holding(share: f64, scale: f64, scores: &[f32], others: &[u32]) -> usize {
+    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Scores are in base 2, as the panel takes them.
+    let weight = |score: f32| (f64::from(score - top) * scale).exp2();
+    let total: f64 = scores.iter().map(|&score| weight(score)).sum();
+    let (own, before) = (scores[scores.len() - 1], &scores[..scores.len() - 1]);
+    let mut missing = share * total - weight(own) - before.first().map_or(0.0, |&first| weight(first));
+    let mut last = None;
+    others
+        .iter()
+        .map(|&block| scores[block as usize])
+        .take_while(|&score| {
+            let taken = missing > 0.0 || last == Some(score);
+            missing -= weight(score);
+            last = Some(score);
+            taken
+        })
+        .count()
 }
 
 /// Means of runs of `run` rows.

@@ -7,6 +7,7 @@ mod vertical_slash;
 
 use std::sync::OnceLock;
 
+use self::block_sparse::Blocks;
 use crate::cpu::prefill::Call;
 use crate::index::{SparseIndex, TileShape};
 use crate::{Element, Pattern};
@@ -41,7 +42,12 @@ impl<'c, 'a, T: Element> Estimator<'c, 'a, T> {
             }
             // As under a tile budget, the last queries, which are the user's question, see every key.
             Pattern::BlockSparse { blocks } => {
-                block_sparse::choose(isa, q, cache.k, self.head, blocks, shape).with_dense_tail(LAST_QUERIES)
+                let budget = Blocks::Count(blocks);
+                block_sparse::choose(isa, q, cache.k, self.head, budget, shape).with_dense_tail(LAST_QUERIES)
+            }
+            Pattern::BlockShare { least, most, percent } => {
+                let budget = Blocks::Share { least, most, share: percent as f64 / 100.0, scale: f64::from(scale) };
+                block_sparse::choose(isa, q, cache.k, self.head, budget, shape).with_dense_tail(LAST_QUERIES)
             }
         }
     }

@@ -179,7 +179,9 @@ impl KernelTimes {
         let (runs, gathered) = (visits.runs as f64, visits.gathered as f64 * self.gathered_tile);
         match pattern {
             Pattern::VerticalSlash { .. } => runs * self.shifted_tile + gathered + self.vertical_slash_index,
-            Pattern::BlockSparse { .. } => runs * self.aligned_tile + gathered + self.block_sparse_index,
+            Pattern::BlockSparse { .. } | Pattern::BlockShare { .. } => {
+                runs * self.aligned_tile + gathered + self.block_sparse_index
+            }
             Pattern::Dense | Pattern::AShape { .. } | Pattern::TriShape { .. } => runs * self.aligned_tile + gathered,
         }
     }

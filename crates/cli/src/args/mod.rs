@@ -140,7 +140,7 @@ pub struct InputArgs {
 #[command(next_help_heading = "Prefill")]
 pub struct PrefillArgs {
     /// Keys each query looks at: auto (patterns searched for the model where speedread knows it, else uniform), uniform, dense, a-shape:SINK,LOCAL, tri-shape:SINK,LOCAL,LAST, vertical-slash:COLUMNS,DIAGONALS,
-    /// vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES or block-sparse:BLOCKS
+    /// vertical-slash-tiles:COLUMN_TILES,WINDOW_TILES, block-sparse:BLOCKS or block-share:LEAST,MOST,PERCENT
     #[arg(long, value_name = "PATTERN", default_value = "auto", value_parser = parse_attention)]
     pub attention: Attention,
     /// Pattern of every layer and head, as `speedread calibrate` or MInference writes them; replaces --attention

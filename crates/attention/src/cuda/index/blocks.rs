@@ -12,6 +12,7 @@ use crate::cuda::tensor::{AttentionElement, DeviceRows};
 static POOL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pool_rows.fatbin"));
 static SCORES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/block_scores.fatbin"));
 static CHOOSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/choose_blocks.fatbin"));
+static CHOOSE_SHARES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/choose_shares.fatbin"));
 
 /// Side, in tiles, of what a thread block of `block_scores` computes.
 const SIDE: usize = 128;
@@ -24,7 +25,7 @@ const SCORE_BYTES: u32 = 98_304;
 const SCORE_KEYS: usize = 4 * SIDE;
 /// Thread blocks of `pool_rows` that a multiprocessor has beside other kernels: enough to keep its memory busy.
 const POOLS: usize = 8;
-/// Warps of a block of `choose_blocks`: query tiles.
+/// Warps of a block of `choose_blocks` and of `choose_shares`: query tiles.
 const CHOOSERS: usize = 4;
 /// Scores held at a time: 256 MiB, of all heads up to 180K tokens, and of two at a million.
 const SCORES_AT_ONCE: usize = 128 << 20;
@@ -45,7 +46,7 @@ pub(super) struct BlockLayout {
     /// Where, among those, the key head of each query head is.
     pub key_slots: Vec<i32>,
     pub query_tiles: usize,
-    /// Key tiles left of the last query tile's own.
+    /// Key tiles up to the last query tile's own.
     pub key_tiles: usize,
     /// Scores from a query tile's to the next one's.
     pub pitch: usize,
@@ -70,7 +71,7 @@ impl BlockLayout {
         let heads_at_once = if tiles_at_once < query_tiles { 1 } else { SCORES_AT_ONCE / (pitch * query_tiles) };
         BlockLayout {
             query_tiles,
-            key_tiles: last / TILE.keys,
+            key_tiles: last / TILE.keys + 1,
             pitch,
             tiles_at_once,
             heads_at_once: heads_at_once.clamp(1, heads.len()),
@@ -124,6 +125,7 @@ pub(super) struct BlockParams {
     pub scores: u64,
     pub largest: u64,
     pub offsets: u64,
+    pub counts: u64,
     pub pitch: i64,
     pub query_tiles: i32,
     pub key_tiles: i32,
@@ -136,7 +138,7 @@ pub(super) struct BlockParams {
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for BlockParams {}
 
-const _: () = assert!(size_of::<PoolParams>() == 48 && size_of::<BlockParams>() == 104);
+const _: () = assert!(size_of::<PoolParams>() == 48 && size_of::<BlockParams>() == 112);
 
 /// The kernels of block-sparse heads.
 #[derive(Debug, Clone)]
@@ -145,6 +147,7 @@ pub(super) struct BlockKernels {
     pool_f16: Function,
     scores: Function,
     choose: Function,
+    choose_shares: Function,
     /// Where means are computed ahead of the scores.
     side: Stream,
     multiprocessors: usize,
@@ -158,6 +161,7 @@ impl BlockKernels {
             pool_f16: pool.function("pool_rows_f16", 0)?,
             scores: device.load(SCORES)?.function("block_scores", SCORE_BYTES)?,
             choose: device.load(CHOOSE)?.function("choose_blocks", 0)?,
+            choose_shares: device.load(CHOOSE_SHARES)?.function("choose_shares", 0)?,
             side: device.stream()?,
             multiprocessors: device.multiprocessors() as usize,
         })
@@ -229,6 +233,7 @@ impl BlockKernels {
                     scores: work.block_scores.address(),
                     largest: work.largest_scores.address(),
                     offsets: work.offsets.address(),
+                    counts: work.block_counts.address(),
                     pitch: blocks.pitch as i64,
                     query_tiles: blocks.query_tiles as i32,
                     key_tiles: blocks.key_tiles as i32,
@@ -243,14 +248,14 @@ impl BlockKernels {
                     self.scores.launch(stream).grid(grid).block(SCORE_THREADS).shared_bytes(SCORE_BYTES).arg(params);
                 // SAFETY: the kernel's one parameter; the workspace has the room that the layout says.
                 unsafe { launch.run()? };
-                let launch = self
-                    .choose
-                    .launch(stream)
-                    .grid([tiles.div_ceil(CHOOSERS) as u32, slots as u32, 1])
-                    .block(32 * CHOOSERS as u32)
-                    .arg(params);
-                // SAFETY: as above.
-                unsafe { launch.run()? };
+                // Each leaves the other's heads alone.
+                let shares = layout.has_shares().then_some(&self.choose_shares);
+                for choose in [Some(&self.choose), shares].into_iter().flatten() {
+                    let grid = [tiles.div_ceil(CHOOSERS) as u32, slots as u32, 1];
+                    let launch = choose.launch(stream).grid(grid).block(32 * CHOOSERS as u32).arg(params);
+                    // SAFETY: as above.
+                    unsafe { launch.run()? };
+                }
             }
         }
         Ok(())
@@ -316,7 +321,9 @@ mod tests {
         let q = DeviceRows::contiguous(q.view(), shape.rows, shape.heads, shape.dim).unwrap();
         let k = DeviceRows::contiguous(k.view(), shape.len(), 1, shape.dim).unwrap();
         let kernels = BlockKernels::new(&device).unwrap();
-        let whole = Layout::new(&shape, &["block-sparse:7".parse().unwrap(); 5], false).unwrap();
+        let patterns = ["block-sparse:7", "block-share:3,40,60"].map(|text| text.parse().unwrap());
+        let patterns: Vec<_> = (0..5).map(|head| patterns[head % 2]).collect();
+        let whole = Layout::new(&shape, &patterns, false).unwrap();
         let chosen = |heads_at_once: usize, tiles_at_once: usize| -> Vec<Vec<Vec<u32>>> {
             let mut layout = whole.clone();
             layout.blocks = BlockLayout { heads_at_once, tiles_at_once, ..layout.blocks };
@@ -324,8 +331,9 @@ mod tests {
             work.prepare(&stream, layout.clone(), shape.dim).unwrap();
             kernels.build(&stream, q, k, &shape, 0.125, &layout, &work).unwrap();
             let offsets = stream.download(work.offsets.buffer().unwrap().view()).unwrap();
+            let counts = stream.download(work.block_counts.buffer().unwrap().view()).unwrap();
             let of_head = |task| {
-                let index = block_index(task, &shape, &offsets);
+                let index = block_index(task, &shape, &offsets, &counts);
                 let lists = index.blocks().unwrap();
                 (0..task.dense_from as usize).map(|tile| lists.of(tile).to_vec()).collect()
             };

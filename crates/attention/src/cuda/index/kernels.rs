@@ -49,6 +49,7 @@ pub(super) struct IndexParams {
     pub(super) positions: u64,
     pub(super) masks: u64,
     pub(super) items: u64,
+    pub(super) block_counts: u64,
     pub(super) pitch: i64,
     pub(super) runs: i64,
     pub(super) head_count: i32,
@@ -58,11 +59,12 @@ pub(super) struct IndexParams {
     pub(super) query_tiles: i32,
     pub(super) dense_list: i32,
     pub(super) fallback: i32,
+    pub(super) block_tiles: i32,
 }
 // SAFETY: the same fields in the same order as the kernel's structure.
 unsafe impl KernelArg for IndexParams {}
 
-const _: () = assert!(size_of::<IndexParams>() == 136);
+const _: () = assert!(size_of::<IndexParams>() == 144);
 
 impl IndexKernels {
     /// With the launches over the last queries' scores of `kind`, which runs on `device`; the others are the same for all.
@@ -108,6 +110,7 @@ impl IndexKernels {
             positions: work.positions.address(),
             masks: work.masks.address(),
             items: work.items.address(),
+            block_counts: work.block_counts.address(),
             pitch: layout.pitch as i64,
             runs: layout.runs as i64,
             head_count: shape.heads as i32,
@@ -117,6 +120,7 @@ impl IndexKernels {
             query_tiles: shape.query_tiles() as i32,
             dense_list: layout.dense_list as i32,
             fallback: i32::from(fallback),
+            block_tiles: layout.blocks.query_tiles as i32,
         };
         if layout.has_gains {
             let grid = [shape.len().div_ceil(GAIN_OFFSETS) as u32, layout.slots.len() as u32, 1];

@@ -94,6 +94,7 @@ const LOCAL: i32 = 1;
 const LINES: i32 = 2;
 const TILES: i32 = 3;
 pub(super) const BLOCKS: i32 = 4;
+pub(super) const SHARES: i32 = 5;
 
 /// What is asked of a query head, and where its lists go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub(super) struct HeadTask {
     pub column_tile: i32,
     pub column_tiles: i32,
     pub order_stride: i32,
+    pub least: i32,
+    pub percent: i32,
     pub order: i64,
     pub tail_order: i64,
     pub windows: i64,
@@ -114,8 +117,15 @@ pub(super) struct HeadTask {
     pub masks: i64,
     pub dense_tiles: i64,
 }
-// SAFETY: integers; eight of 32 bits, then of 64 bits: no padding.
+// SAFETY: integers; ten of 32 bits, then of 64 bits: no padding.
 unsafe impl Plain for HeadTask {}
+
+impl HeadTask {
+    /// Whether it has a list of key tiles for each query tile.
+    pub(super) fn chooses_blocks(&self) -> bool {
+        self.kind == BLOCKS || self.kind == SHARES
+    }
+}
 
 /// What was chosen for a query head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -130,7 +140,7 @@ pub(super) struct HeadState {
 // SAFETY: integers, without padding.
 unsafe impl Plain for HeadState {}
 
-const _: () = assert!(size_of::<ScoreTask>() == 12 && size_of::<HeadTask>() == 80 && size_of::<HeadState>() == 24);
+const _: () = assert!(size_of::<ScoreTask>() == 12 && size_of::<HeadTask>() == 88 && size_of::<HeadState>() == 24);
 
 /// The lists of a call and their room.
 #[derive(Debug, Clone, PartialEq)]
@@ -211,7 +221,7 @@ impl Layout {
             layout.offsets += task.window_room as usize
                 * match task.kind {
                     TILES => 2,
-                    BLOCKS => task.dense_from as usize,
+                    BLOCKS | SHARES => task.dense_from as usize,
                     _ => 1,
                 };
             task.column_tile = layout.tile_heads.len() as i32;
@@ -221,8 +231,12 @@ impl Layout {
             layout.masks += tiles * query_tiles;
             layout.heads.push(task);
         }
-        let blocks = layout.heads.iter().enumerate().filter(|(_, task)| task.kind == BLOCKS);
-        let (blocks, tiles): (Vec<i32>, Vec<i32>) = blocks.map(|(head, task)| (head as i32, task.dense_from)).unzip();
+        let blocks = layout.heads.iter_mut().enumerate().filter(|(_, task)| task.chooses_blocks());
+        let of_slot = |(slot, (head, task)): (usize, (usize, &mut HeadTask))| {
+            task.slot = slot as i32;
+            (head as i32, task.dense_from)
+        };
+        let (blocks, tiles): (Vec<i32>, Vec<i32>) = blocks.enumerate().map(of_slot).unzip();
         // The dense tail begins at the same query tile in all of them.
         layout.blocks = BlockLayout::new(shape, group, blocks, tiles.first().map_or(0, |&tiles| tiles as usize));
         layout.split_scores(group, len);
@@ -289,15 +303,20 @@ impl Layout {
         self.items = at as usize;
     }
 
+    /// Whether a head's key tiles are counted by their scores.
+    pub(super) fn has_shares(&self) -> bool {
+        self.heads.iter().any(|task| task.kind == SHARES)
+    }
+
     /// Query heads of the largest task.
     pub(super) fn score_heads(&self) -> usize {
         self.score_tasks.iter().map(|task| task.count as usize).max().unwrap_or(0)
     }
 }
 
-/// Whether block-sparse visits fewer key tiles than dense attention does: the one pattern whose tiles can be counted without the data.
+/// Whether block-sparse visits fewer key tiles than dense attention does, or can: the one pattern whose tiles can be counted without the data.
 fn blocks_win(shape: &CallShape, pattern: Pattern) -> bool {
-    let Pattern::BlockSparse { blocks } = pattern else { return true };
+    let (Pattern::BlockSparse { blocks } | Pattern::BlockShare { least: blocks, .. }) = pattern else { return true };
     let tail = shape.tail_from(LAST_QUERIES);
     let sparse: usize = (0..tail).map(|tile| blocks_of(blocks, shape.start + tile * TILE.queries)).sum();
     sparse < shape.dense_tiles(tail)
@@ -310,6 +329,13 @@ fn task(shape: &CallShape, pattern: Pattern) -> HeadTask {
     let local = |sink: usize, local: usize, dense_from: usize| {
         let local = local.min(len);
         (LOCAL, sink.min(len), local, 1 + (local - 1).div_ceil(TILE.keys), dense_from)
+    };
+    let blocks_for = |kind: i32, most: usize| {
+        let dense_from = tail_from(LAST_QUERIES);
+        let most = most.min(shape.dense_tiles_of(query_tiles - 1));
+        // The last of them has the most.
+        let room = dense_from.checked_sub(1).map(|tile| blocks_of(most, shape.start + tile * TILE.queries));
+        (kind, 0, most, room.unwrap_or(0), dense_from)
     };
     let (kind, vertical, slash, room, dense_from) = match pattern {
         Pattern::AShape { sink, local: width } => local(sink, width, query_tiles),
@@ -325,14 +351,13 @@ fn task(shape: &CallShape, pattern: Pattern) -> HeadTask {
             // The queries of the estimate are the user's question: they see every key.
             (TILES, columns, slash, slash.max(2), tail_from(LAST_QUERIES))
         }
-        Pattern::BlockSparse { blocks } => {
-            let dense_from = tail_from(LAST_QUERIES);
-            let blocks = blocks.min(shape.dense_tiles_of(query_tiles - 1));
-            // The last of them has the most.
-            let room = dense_from.checked_sub(1).map(|tile| blocks_of(blocks, shape.start + tile * TILE.queries));
-            (BLOCKS, 0, blocks, room.unwrap_or(0), dense_from)
-        }
+        Pattern::BlockSparse { blocks } => blocks_for(BLOCKS, blocks),
+        Pattern::BlockShare { most, .. } => blocks_for(SHARES, most),
         Pattern::Dense => (DENSE, 0, 0, 0, query_tiles),
+    };
+    let (least, percent) = match pattern {
+        Pattern::BlockShare { least, percent, .. } => (least.min(slash), percent),
+        _ => (0, 0),
     };
     HeadTask {
         kind,
@@ -341,6 +366,8 @@ fn task(shape: &CallShape, pattern: Pattern) -> HeadTask {
         slash: slash as i32,
         dense_from: dense_from as i32,
         column_tiles: vertical.div_ceil(TILE.keys) as i32,
+        least: least as i32,
+        percent: percent as i32,
         window_room: room as i64,
         dense_tiles: shape.dense_tiles(dense_from) as i64,
         ..HeadTask::default()
@@ -368,7 +395,7 @@ mod tests {
             "vertical-slash-tiles:8,24",
             "vertical-slash-tiles:8,24",
             "block-sparse:20",
-            "vertical-slash-tiles:4,12",
+            "block-share:4,20,90",
         ]);
         for fallback in [false, true] {
             let layout = Layout::new(&SHAPE, &mixed, fallback).unwrap();

@@ -4,7 +4,7 @@ use half::f16;
 use speedread_cuda::{Buffer, Plain, Stream};
 
 use super::blocks::blocks_of;
-use super::layout::{BLOCKS, CallShape, HeadState, HeadTask, Layout, ScoreTask};
+use super::layout::{CallShape, HeadState, HeadTask, Layout, SHARES, ScoreTask};
 use crate::cuda::TILE;
 use crate::cuda::attention::Lists;
 use crate::cuda::plan::{ColumnMask, WorkItem};
@@ -28,6 +28,8 @@ pub struct Workspace {
     pub(super) gains: Room<f32>,
     pub(super) best: Room<u64>,
     pub(super) block_lists: Room<i32>,
+    /// Key tiles of each query tile, where they were not known before.
+    pub(super) block_counts: Room<i32>,
     pub(super) pooled_q: Room<f16>,
     pub(super) pooled_k: Room<f16>,
     pub(super) block_scores: Room<u16>,
@@ -85,6 +87,7 @@ struct Sizes {
     pooled: [usize; 2],
     /// Their scores, and the largest of groups.
     scores: [usize; 2],
+    block_counts: usize,
     positions: usize,
     gathered: usize,
 }
@@ -101,6 +104,7 @@ impl Sizes {
             best: with_gains * layout.runs,
             pooled: layout.blocks.pooled(dim),
             scores: layout.blocks.scores(),
+            block_counts: if layout.has_shares() { layout.blocks.heads.len() * layout.blocks.query_tiles } else { 0 },
             positions,
             gathered: positions * dim * 2 / size_of::<u64>(),
         }
@@ -122,6 +126,7 @@ impl Workspace {
             gains: Room(None),
             best: Room(None),
             block_lists: Room(None),
+            block_counts: Room(None),
             pooled_q: Room(None),
             pooled_k: Room(None),
             block_scores: Room(None),
@@ -152,6 +157,7 @@ impl Workspace {
             + sizes.pooled.iter().sum::<usize>() * size_of::<f16>()
             + sizes.scores.iter().sum::<usize>() * size_of::<u16>()
             + size_of_val(&layout.blocks.lists()[..])
+            + sizes.block_counts * size_of::<i32>()
             + sizes.best * size_of::<u64>()
             + (layout.offsets + sizes.positions) * size_of::<i32>()
             + layout.masks * size_of::<ColumnMask>()
@@ -175,6 +181,7 @@ impl Workspace {
         self.gains.reserve(stream, sizes.gains)?;
         self.best.reserve(stream, sizes.best)?;
         self.block_lists.fill(stream, &layout.blocks.lists())?;
+        self.block_counts.reserve(stream, sizes.block_counts)?;
         self.pooled_q.reserve(stream, sizes.pooled[0])?;
         self.pooled_k.reserve(stream, sizes.pooled[1])?;
         self.block_scores.reserve(stream, sizes.scores[0])?;
@@ -231,6 +238,7 @@ impl Workspace {
         };
         let offsets = stream.download(offsets.view())?;
         let positions = self.positions.buffer().map_or(Ok(vec![]), |positions| stream.download(positions.view()))?;
+        let counts = self.block_counts.buffer().map_or(Ok(vec![]), |counts| stream.download(counts.view()))?;
         let CallShape { start, rows, .. } = layout.shape;
         let list = |all: &[i32], first: usize, count: i32| -> Vec<usize> {
             all[first..first + count as usize].iter().map(|&x| x as usize).collect()
@@ -239,8 +247,8 @@ impl Workspace {
             if state.dense != 0 {
                 return SparseIndex::dense(start, rows, TILE);
             }
-            if task.kind == BLOCKS {
-                return block_index(task, &layout.shape, &offsets);
+            if task.chooses_blocks() {
+                return block_index(task, &layout.shape, &offsets, &counts);
             }
             let windows = list(&offsets, task.windows as usize, state.windows);
             let columns = list(&positions, task.column_tile as usize * TILE.keys, state.columns);
@@ -284,15 +292,19 @@ fn no_indexes() -> Error {
     Error::Shape("a workspace without indexes".into())
 }
 
-/// The index of a block-sparse head.
-pub(super) fn block_index(task: &HeadTask, shape: &CallShape, offsets: &[i32]) -> SparseIndex {
+/// The index of a block-sparse head; `counts` are for those whose key tiles follow from the scores.
+pub(super) fn block_index(task: &HeadTask, shape: &CallShape, offsets: &[i32], counts: &[i32]) -> SparseIndex {
     let (room, budget) = (task.window_room as usize, task.slash as usize);
+    let count = |tile: usize, first: usize| match task.kind {
+        SHARES => counts[task.slot as usize * task.dense_from as usize + tile] as usize,
+        _ => blocks_of(budget, first),
+    };
     let lists = (0..shape.query_tiles()).map(|tile| {
         if tile >= task.dense_from as usize {
             return vec![];
         }
         let first = shape.start + tile * TILE.queries;
-        let list = &offsets[task.windows as usize + tile * room..][..blocks_of(budget, first)];
+        let list = &offsets[task.windows as usize + tile * room..][..count(tile, first)];
         let mut tiles: Vec<u32> =
             list.iter().map(|&o| ((first as i64 - i64::from(o)) / TILE.keys as i64) as u32).collect();
         tiles.sort_unstable();
