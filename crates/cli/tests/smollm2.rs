@@ -80,7 +80,9 @@ fn every_pattern_answers() {
         json(&mut stage.run("run", &args))
     };
     assert_eq!(args(&["--attention", "dense"])["summary"]["attention_density"], 1.0);
-    for attention in ["a-shape:16,64", "tri-shape:16,64,64", "vertical-slash:40,60", "block-sparse:2", "block-share:2,6,50"] {
+    for attention in
+        ["a-shape:16,64", "tri-shape:16,64,64", "vertical-slash:40,60", "block-sparse:2", "block-share:2,6,50"]
+    {
         let answer = args(&["--attention", attention]);
         assert!(answer["summary"]["attention_density"].as_f64().unwrap() < 1.0, "{attention}: {answer}");
     }
