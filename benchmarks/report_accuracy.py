@@ -42,7 +42,7 @@ def kind(pattern):
         return "a-shape"
     if name.startswith("vertical-slash"):
         return "slash" if budgets.split(",")[0] == "0" else "vertical-slash"
-    return name
+    return "block-sparse" if name == "block-share" else name
 
 
 def shipped():
@@ -86,6 +86,9 @@ def searches():
             parts += [f"Prompts of {length['tokens']:,} tokens, target {target}, {length['candidates']} candidates a head:",
                       table(["patterns", "unseen text", "time", "density", "error", "recall", "divergence"], rows)]
         parts.insert(0, f"On {', '.join(result['texts'])}{weights}; {took}, {result['device']} with {result['threads']} threads.")
+        if ruler := result.get("ruler"):
+            parts.append(f"RULER at {ruler['tokens']:,} tokens, {ruler['samples']} samples: {points(ruler['searched'])}; the uniform default {points(ruler['uniform'])}, "
+                         f"{interval(ruler['uniform_loses'])} less (95 % interval): `{ruler['command']}`.")
         picture = f"{name.replace('search_', 'patterns_')}.png"
         if (HERE / "figures" / picture).exists():
             parts.append(f"![Pattern, recall and time of every head](benchmarks/figures/{picture})")

@@ -43,10 +43,10 @@ struct HeadTask {
   int32_t dense_from;     // first query tile that visits every key
   int32_t column_tile;    // its first tile of gathered columns
   int32_t column_tiles;   // room, in tiles
-  int32_t order_stride;   // its item of query tile t goes to place `order + (query tiles - 1 - t) * order_stride` of the queue,
-  int32_t least;
+  int32_t order_stride;   // see `order`
+  int32_t least;          // see kShares
   int32_t percent;
-  int64_t order;
+  int64_t order;          // its item of query tile t goes to place `order + (query tiles - 1 - t) * order_stride` of the queue,
   int64_t tail_order;     // but from `dense_from` on to `tail_order + query tiles - 1 - t`, with an empty item in the other place
   int64_t windows;        // its first entry among the offsets
   int64_t window_room;    // entries there; of a kTiles head twice as many, the second half to sort from; of a kBlocks or kShares head for each query tile

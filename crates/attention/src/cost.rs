@@ -33,7 +33,7 @@ fn least_tiles(pattern: Pattern, keys: usize) -> Option<usize> {
         // A tile budget is spent to the full where there is mass; what it may leave unspent the exact check sees.
         Pattern::VerticalSlash { vertical, slash, budget: Budget::Tiles } => Some(vertical + slash),
         Pattern::BlockSparse { blocks } => Some(blocks),
-        // What it comes to beyond that the exact check sees.
+        // What it comes to beyond that follows from the scores; on the CPU the exact check sees it.
         Pattern::BlockShare { least, .. } => Some(least),
     }
 }

@@ -130,9 +130,9 @@ fn check_on<T: AttentionElement>(
         assert_eq!(report.dense_tiles, want.total_dense_tiles(), "{about}");
         assert_eq!(report.tiles, plan.head_tiles()[head], "{about}: head {head}");
         if let (Pattern::BlockShare { least, most, percent }, Some(_)) = (patterns[head], got.blocks()) {
-            let (q, k) = (case.case.q(), case.k());
+            let rows = (case.case.q(), case.k());
             // Of the 16-bit means and scores: two roundings of eleven bits, and one.
-            check_shares(q, k, head, got, (least, most, percent), 2f64.powi(-9), &about);
+            check_shares(rows, head, got, (least, most, percent), None, 2f64.powi(-9), &about);
             continue;
         }
         if let (Some(got_lists), Some(want_lists)) = (got.blocks(), want.blocks()) {

@@ -193,6 +193,7 @@ proptest! {
     #[test]
     fn shares_are_what_they_are_defined_to_be(
         rows in 1usize..1500, start in prop_oneof![Just(0usize), 0usize..700], least in 1usize..8, more in 0usize..16, percent in 1usize..=100, wide: bool,
+        window in prop_oneof![Just(None), (1usize..900).prop_map(Some)],
         seed: u64,
     ) {
         let mut case = Case::new(rows, start, 1, 2, 64, seed);
@@ -200,10 +201,10 @@ proptest! {
             spread(&mut case);
         }
         let pattern = Pattern::BlockShare { least, most: least + more, percent };
-        let options = Options { dense_fallback: false, ..Options::default() };
+        let options = Options { dense_fallback: false, window, ..Options::default() };
         let indexes = build_indexes(case.q(), case.kv(&case.k), &[pattern; 2], &options).unwrap();
         for (head, index) in indexes.iter().enumerate() {
-            check_shares(case.q(), case.kv(&case.k), head, index, (least, least + more, percent), 1e-5, "estimator");
+            check_shares((case.q(), case.kv(&case.k)), head, index, (least, least + more, percent), window, 1e-5, "estimator");
         }
     }
 

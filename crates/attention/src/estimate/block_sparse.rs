@@ -18,13 +18,15 @@ pub(super) enum Blocks {
     Share { least: usize, most: usize, share: f64, scale: f64 },
 }
 
-/// Chooses key tiles per query tile of a head.
+/// Chooses key tiles per query tile of a head, of those that a sliding window leaves.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn choose<T: Element>(
     isa: Isa,
     q: Rows<'_, f32>,
     k: Rows<'_, T>,
     head: usize,
     budget: Blocks,
+    window: Option<usize>,
     shape: TileShape,
 ) -> SparseIndex {
     let (rows, start, dim) = (q.rows(), k.rows() - q.rows(), q.dim());
@@ -58,15 +60,20 @@ pub(super) fn choose<T: Element>(
             let last = ((positions.end - 1) / shape.keys) as u32;
             let scores = &scores[lane * key_tiles..(lane + 1) * key_tiles];
             let key = |b: u32| if b == 0 || b >= own { f32::INFINITY } else { scores[b as usize] };
-            let mut order: Vec<u32> = (0..=last).collect();
+            // The first that a sliding window leaves the tile's first row.
+            let seen = window.map_or(0, |window| ((positions.start + 1).saturating_sub(window) / shape.keys) as u32);
+            let mut order: Vec<u32> = (seen..=last).collect();
             // A query tile that straddles two key tiles, and the first, are kept whatever the budget.
-            let forced = (last - own + 1) as usize + usize::from(own > 0);
+            let first = usize::from(own > 0 && seen == 0);
+            let forced = (last - own + 1) as usize + first;
             let by_score = |&a: &u32, &b: &u32| key(b).total_cmp(&key(a)).then(a.cmp(&b));
             let count = match budget {
                 Blocks::Count(blocks) => blocks,
                 Blocks::Share { least, most, share, scale } => {
                     order.sort_unstable_by(by_score);
-                    (forced + holding(share, scale, &scores[..=own as usize], &order[forced..])).clamp(least, most)
+                    let (all, kept) = (&scores[seen as usize..=own as usize], [scores[own as usize], scores[0]]);
+                    let others = order[forced..].iter().map(|&block| scores[block as usize]);
+                    (forced + holding(share, scale, all, &kept[..=first], others)).clamp(least, most)
                 }
             };
             let count = count.max(forced);
@@ -82,19 +89,16 @@ pub(super) fn choose<T: Element>(
     SparseIndex::from_blocks(start, rows, shape, lists)
 }
 
-/// How many of the key tiles `others`, in the order of their scores, hold `share` of the softmax of all scores together with the first tile and the
-/// last one, the query tile's own. Tiles of one score are taken together.
-fn holding(share: f64, scale: f64, scores: &[f32], others: &[u32]) -> usize {
-    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+/// How many key tiles of the scores `others`, which descend, hold `share` of the softmax of `all` scores together with those of the scores `kept`. Tiles
+/// of one score are taken together.
+fn holding(share: f64, scale: f64, all: &[f32], kept: &[f32], others: impl Iterator<Item = f32>) -> usize {
+    let top = all.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // Scores are in base 2, as the panel takes them.
     let weight = |score: f32| (f64::from(score - top) * scale).exp2();
-    let total: f64 = scores.iter().map(|&score| weight(score)).sum();
-    let (own, before) = (scores[scores.len() - 1], &scores[..scores.len() - 1]);
-    let mut missing = share * total - weight(own) - before.first().map_or(0.0, |&first| weight(first));
+    let sum = |scores: &[f32]| scores.iter().map(|&score| weight(score)).sum::<f64>();
+    let mut missing = share * sum(all) - sum(kept);
     let mut last = None;
     others
-        .iter()
-        .map(|&block| scores[block as usize])
         .take_while(|&score| {
             let taken = missing > 0.0 || last == Some(score);
             missing -= weight(score);

@@ -43,11 +43,11 @@ impl<'c, 'a, T: Element> Estimator<'c, 'a, T> {
             // As under a tile budget, the last queries, which are the user's question, see every key.
             Pattern::BlockSparse { blocks } => {
                 let budget = Blocks::Count(blocks);
-                block_sparse::choose(isa, q, cache.k, self.head, budget, shape).with_dense_tail(LAST_QUERIES)
+                block_sparse::choose(isa, q, cache.k, self.head, budget, window, shape).with_dense_tail(LAST_QUERIES)
             }
             Pattern::BlockShare { least, most, percent } => {
                 let budget = Blocks::Share { least, most, share: percent as f64 / 100.0, scale: f64::from(scale) };
-                block_sparse::choose(isa, q, cache.k, self.head, budget, shape).with_dense_tail(LAST_QUERIES)
+                block_sparse::choose(isa, q, cache.k, self.head, budget, window, shape).with_dense_tail(LAST_QUERIES)
             }
         }
     }

@@ -93,11 +93,11 @@ pub fn spread(case: &mut Case) {
 
 /// Checks the lists of a head under [`Pattern::BlockShare`] against the definition, in f64. `rounding` is that of pooled numbers and of scores.
 pub fn check_shares<T: Element>(
-    q: Rows<'_, f32>,
-    k: Rows<'_, T>,
+    (q, k): (Rows<'_, f32>, Rows<'_, T>),
     head: usize,
     index: &SparseIndex,
     (least, most, percent): (usize, usize, usize),
+    window: Option<usize>,
     rounding: f64,
     about: &str,
 ) {
@@ -119,25 +119,33 @@ pub fn check_shares<T: Element>(
         let q = mean(rows, &|row, x| f64::from(q.row(row, head)[x]));
         let scores: Vec<f64> =
             pooled[..=own].iter().map(|k| scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()).collect();
-        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+        // Tiles that the window leaves to no row have no part in it.
+        let seen = window.map_or(0, |window| (positions.start + 1).saturating_sub(window) / keys);
+        let top = scores[seen..].iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> =
+            scores.iter().enumerate().map(|(b, s)| if b < seen { 0.0 } else { (s - top).exp() }).collect();
         let far = pooled[..=own].iter().map(|k| length(k)).fold(0.0, f64::max) * length(&q) * scale;
         // Of scores, and relative of what they weigh.
         let close = rounding * (far + 1e-3);
         let (chosen, about) = (lists.of(tile), format!("{about}, head {head}, tile {tile}: {:?}", lists.of(tile)));
         assert!(chosen.windows(2).all(|w| w[0] < w[1]) && *chosen.last().unwrap() as usize == last, "{about}");
-        assert!(chosen.contains(&0) && (own..=last).all(|b| chosen.contains(&(b as u32))), "{about}");
+        assert!(chosen[0] as usize >= seen && (own..=last).all(|b| chosen.contains(&(b as u32))), "{about}");
+        assert!(seen > 0 || chosen[0] == 0, "{about}");
         let free: Vec<usize> = chosen.iter().map(|&b| b as usize).filter(|&b| b > 0 && b < own).collect();
         let lowest = free.iter().map(|&b| scores[b]).fold(f64::INFINITY, f64::min);
-        let left_out = (1..own).filter(|b| !free.contains(b)).map(|b| scores[b]).fold(f64::NEG_INFINITY, f64::max);
+        let left_out =
+            (seen.max(1)..own).filter(|b| !free.contains(b)).map(|b| scores[b]).fold(f64::NEG_INFINITY, f64::max);
         assert!(left_out <= lowest + close, "{about}: {left_out} is left out, {lowest} chosen");
-        let forced = last - own + 1 + usize::from(own > 0);
-        assert!((least.max(forced).min(last + 1)..=most.max(forced)).contains(&chosen.len()), "{about}: how many");
+        let forced = last - own + 1 + usize::from(own > 0 && seen == 0);
+        assert!(
+            (least.max(forced).min(last + 1 - seen)..=most.max(forced)).contains(&chosen.len()),
+            "{about}: how many"
+        );
         let ends = weights[own] + if own > 0 { weights[0] } else { 0.0 };
         let held = |above: f64| ends + free.iter().filter(|&&b| scores[b] > above).map(|&b| weights[b]).sum::<f64>();
         let wanted = percent as f64 / 100.0 * weights.iter().sum::<f64>();
         let slack = wanted * 2.0 * close;
-        if chosen.len() < most.max(forced).min(last + 1) {
+        if chosen.len() < most.max(forced).min(last + 1 - seen) {
             assert!(held(f64::NEG_INFINITY) >= wanted - slack, "{about}: too few, {scores:?}");
         }
         if chosen.len() > least.max(forced) {

@@ -3,7 +3,7 @@
 use half::f16;
 use speedread_cuda::{Device, Function, KernelArg, Stream};
 
-use super::layout::{CallShape, Layout};
+use super::layout::{BLOCKS, CallShape, Layout, SHARES};
 use super::workspace::Workspace;
 use crate::Error;
 use crate::cuda::TILE;
@@ -249,8 +249,10 @@ impl BlockKernels {
                 // SAFETY: the kernel's one parameter; the workspace has the room that the layout says.
                 unsafe { launch.run()? };
                 // Each leaves the other's heads alone.
-                let shares = layout.has_shares().then_some(&self.choose_shares);
-                for choose in [Some(&self.choose), shares].into_iter().flatten() {
+                for (kind, choose) in [(BLOCKS, &self.choose), (SHARES, &self.choose_shares)] {
+                    if !layout.has(kind) {
+                        continue;
+                    }
                     let grid = [tiles.div_ceil(CHOOSERS) as u32, slots as u32, 1];
                     let launch = choose.launch(stream).grid(grid).block(32 * CHOOSERS as u32).arg(params);
                     // SAFETY: as above.

@@ -303,9 +303,9 @@ impl Layout {
         self.items = at as usize;
     }
 
-    /// Whether a head's key tiles are counted by their scores.
-    pub(super) fn has_shares(&self) -> bool {
-        self.heads.iter().any(|task| task.kind == SHARES)
+    /// Whether a head is of this kind.
+    pub(super) fn has(&self, kind: i32) -> bool {
+        self.heads.iter().any(|task| task.kind == kind)
     }
 
     /// Query heads of the largest task.
@@ -314,7 +314,8 @@ impl Layout {
     }
 }
 
-/// Whether block-sparse visits fewer key tiles than dense attention does, or can: the one pattern whose tiles can be counted without the data.
+/// Whether block-sparse visits fewer key tiles than dense attention does, or, of a share, can: patterns whose tiles, or fewest tiles, are known without
+/// the data.
 fn blocks_win(shape: &CallShape, pattern: Pattern) -> bool {
     let (Pattern::BlockSparse { blocks } | Pattern::BlockShare { least: blocks, .. }) = pattern else { return true };
     let tail = shape.tail_from(LAST_QUERIES);

@@ -104,7 +104,7 @@ impl Sizes {
             best: with_gains * layout.runs,
             pooled: layout.blocks.pooled(dim),
             scores: layout.blocks.scores(),
-            block_counts: if layout.has_shares() { layout.blocks.heads.len() * layout.blocks.query_tiles } else { 0 },
+            block_counts: if layout.has(SHARES) { layout.blocks.heads.len() * layout.blocks.query_tiles } else { 0 },
             positions,
             gathered: positions * dim * 2 / size_of::<u64>(),
         }
