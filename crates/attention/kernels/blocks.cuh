@@ -9,11 +9,11 @@
 
 // Key tiles of which the largest score is kept beside the scores: a row's groups say where its largest scores can be.
 constexpr int kGroup = 16;
+// Warps of a block that chooses, a query tile each.
+constexpr int kChoosers = 4;
 
 // Scores are kept in f16, as numbers in the same order.
 using Score = uint16_t;
-constexpr int kChoosers = 4;  // warps of a block that chooses, a query tile each
-
 // Of a pair in one word. Zero only of what is no number.
 __device__ __forceinline__ uint32_t order_of_pair(uint32_t x) { return x ^ ((x >> 15 & 0x00010001u) * 0xffffu | 0x80008000u); }
 

@@ -12,13 +12,16 @@ __device__ __forceinline__ float number_of(uint32_t score) {
   return F16::widen(score >= 0x8000 ? score ^ 0x8000 : score ^ 0xffff).x;
 }
 
-__device__ __forceinline__ float sum(float x) {
+// What a score weighs, where `top` weighs one.
+__device__ __forceinline__ float weight_of(uint32_t score, float top) { return exp2f((number_of(score) - top) * kLog2E); }
+
+__device__ __forceinline__ float sum_of_lanes(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
   return x;
 }
 
-// Scores of the key tiles `first` .. `end` of a row, a lane's after the other.
+// Scores of the key tiles `first` .. `end` of a row, of which lanes take pairs in turn.
 struct Row {
   const Score* scores;
   int first, end, lane;
@@ -39,13 +42,13 @@ struct Row {
     return __reduce_add_sync(~0u, found);
   }
 
-  // What those that are `least` or more weigh, where `top` weighs one.
+  // What those that are `least` or more weigh together.
   __device__ __forceinline__ float weight(uint32_t least, float top) const {
     float found = 0.f;
     each([&](uint32_t score) {
-      if (score >= least) found += exp2f((number_of(score) - top) * kLog2E);
+      if (score >= least) found += weight_of(score, top);
     });
-    return sum(found);
+    return sum_of_lanes(found);
   }
 };
 
@@ -73,8 +76,7 @@ extern "C" __global__ void __launch_bounds__(32 * kChoosers) choose_shares(const
   uint32_t largest = 0;
   all.each([&](uint32_t score) { largest = max(largest, score); });
   const float top = number_of(__reduce_max_sync(~0u, largest));
-  auto weight = [&](int block) { return exp2f((number_of(scores[block]) - top) * kLog2E); };
-  const float missing = head.percent / 100.f * all.weight(0, top) - weight(own) - (own > 0 ? weight(0) : 0.f);
+  const float missing = head.percent / 100.f * all.weight(0, top) - weight_of(scores[own], top) - (own > 0 ? weight_of(scores[0], top) : 0.f);
   // Where the first and the own tile do, none; of the others those of one score are taken together.
   uint32_t threshold = missing > 0.f ? bisect([&](uint32_t from) { return others.weight(from, top) >= missing; }) : 0x10000;
   int count = others.count(threshold), ties = count;

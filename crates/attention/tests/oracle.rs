@@ -201,10 +201,13 @@ proptest! {
             spread(&mut case);
         }
         let pattern = Pattern::BlockShare { least, most: least + more, percent };
-        let options = Options { dense_fallback: false, window, ..Options::default() };
-        let indexes = build_indexes(case.q(), case.kv(&case.k), &[pattern; 2], &options).unwrap();
-        for (head, index) in indexes.iter().enumerate() {
-            check_shares((case.q(), case.kv(&case.k)), head, index, (least, least + more, percent), window, 1e-5, "estimator");
+        for isa in Isa::available() {
+            let options = Options { dense_fallback: false, window, isa: Some(isa), ..Options::default() };
+            let indexes = build_indexes(case.q(), case.kv(&case.k), &[pattern; 2], &options).unwrap();
+            for (head, index) in indexes.iter().enumerate() {
+                let rows = (case.q(), case.kv(&case.k));
+                check_shares(rows, head, index, (least, least + more, percent), window, 1e-5, &format!("{isa:?}"));
+            }
         }
     }
 

@@ -19,7 +19,6 @@ pub(super) enum Blocks {
 }
 
 /// Chooses key tiles per query tile of a head, of those that a sliding window leaves.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn choose<T: Element>(
     isa: Isa,
     q: Rows<'_, f32>,
@@ -39,7 +38,8 @@ pub(super) fn choose<T: Element>(
     let keys = Cache::unpacked(keys, keys);
 
     let mut lists = BlockLists { begin: vec![0], tiles: vec![] };
-    let mut panel = Panel::new(isa, TILE.queries, dim);
+    // One score in thousands of the attention's own, and a share feels their rounding.
+    let mut panel = Panel::new(isa.in_f32(), TILE.queries, dim);
     let width = panel.width();
     let mut scores = vec![0f32; width * key_tiles];
     for first_tile in (0..index.query_tiles()).step_by(width) {
